@@ -1,0 +1,45 @@
+//! Generates `pb` from `proto/`, without protoc.
+
+use prost_types::FileDescriptorSet;
+use prost_types::field_descriptor_proto::Type;
+
+/// Message fields that rusd carries as the bytes it stored, undecoded: a row goes from the store to
+/// the wire as it is. On the wire a message and a bytes field look the same.
+const CARRIED_AS_BYTES: &[(&str, &str)] =
+    &[("RangeResponse", "kvs"), ("PutResponse", "prev_kv"), ("DeleteRangeResponse", "prev_kvs")];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let files = [
+        "rpc.proto",
+        "raft_internal.proto",
+        "wal.proto",
+        "snap.proto",
+        "lease.proto",
+        "lock.proto",
+        "election.proto",
+        "health.proto",
+    ];
+    let mut descriptors = protox::compile(files, ["proto"])?;
+    carry_as_bytes(&mut descriptors);
+    tonic_prost_build::configure()
+        .bytes(".")
+        .extern_path(".raftpb", "::raft_proto::eraftpb")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+fn carry_as_bytes(descriptors: &mut FileDescriptorSet) {
+    let mut changed = 0;
+    for message in descriptors.file.iter_mut().flat_map(|file| &mut file.message_type) {
+        let owner = message.name().to_owned();
+        for field in &mut message.field {
+            if CARRIED_AS_BYTES.contains(&(owner.as_str(), field.name())) {
+                field.set_type(Type::Bytes);
+                field.type_name = None;
+                changed += 1;
+            }
+        }
+    }
+    assert_eq!(changed, CARRIED_AS_BYTES.len(), "a field of CARRIED_AS_BYTES is gone from proto/");
+}

@@ -1,0 +1,64 @@
+//! The replicated machine: a committed entry in, a reply and effects out. Deterministic: the same
+//! entries give the same state on every member.
+//! Uses: base, lease, mvcc, pb
+
+use crate::base::error::Result;
+use crate::base::ids::LeaseId;
+use crate::pb::etcdserverpb as rpc;
+use bytes::Bytes;
+
+/// The answer to the one who proposed the entry. Headers hold the revision only; the edge fills in
+/// cluster, member and term.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    Range(rpc::RangeResponse),
+    Put(rpc::PutResponse),
+    DeleteRange(rpc::DeleteRangeResponse),
+    Txn(rpc::TxnResponse),
+    Compaction(rpc::CompactionResponse),
+    LeaseGrant(rpc::LeaseGrantResponse),
+    LeaseRevoke(rpc::LeaseRevokeResponse),
+    LeaseCheckpoint(rpc::LeaseCheckpointResponse),
+    Alarm(rpc::AlarmResponse),
+    /// An entry that has nothing to say: attributes, cluster version, an empty entry.
+    Empty,
+}
+
+/// One change, as watchers get it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The user key.
+    pub key: Bytes,
+    /// Whether the key was deleted.
+    pub delete: bool,
+    /// Encoded `mvccpb.KeyValue`; for a delete it holds key and mod_revision only.
+    pub kv: Bytes,
+    /// Revision of the transaction.
+    pub mod_revision: i64,
+}
+
+/// What the world has to do because an entry was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The store moved to `revision`; the events are in order.
+    Events { revision: i64, events: Vec<Event> },
+    /// A lease was granted with this TTL in seconds.
+    LeaseGranted { id: LeaseId, ttl: i64 },
+    /// A lease is gone.
+    LeaseRevoked { id: LeaseId },
+    /// A lease's remaining TTL was checkpointed, in seconds.
+    LeaseCheckpointed { id: LeaseId, remaining_ttl: i64 },
+    /// `Machine::compact_step` has work up to this revision.
+    CompactionScheduled { revision: i64 },
+    /// An alarm was raised or cleared.
+    AlarmsChanged,
+}
+
+/// What applying one entry gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// For the proposer.
+    pub result: Result<Reply>,
+    /// For everyone else.
+    pub effects: Vec<Effect>,
+}

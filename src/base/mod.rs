@@ -1,0 +1,8 @@
+//! Words that every layer shares: ids, errors, limits, time, URLs.
+//! Uses: nothing
+
+pub mod clock;
+pub mod error;
+pub mod ids;
+pub mod limits;
+pub mod url;

@@ -1,0 +1,2 @@
+//! The lease table: who exists, with which TTL, and which keys hang on it. Deadlines are not here.
+//! Uses: base, pb
