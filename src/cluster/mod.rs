@@ -1,1 +1,5 @@
-//! (in the making)
+//! Who is in the cluster: identity, members, versions. Pure tables and rules.
+//! Uses: base, pb
+
+pub mod identity;
+pub mod members;

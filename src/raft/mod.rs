@@ -1,1 +1,8 @@
-//! (in the making)
+//! Consensus: a pure driver around the raft crate's RawNode. Messages, proposals and ticks in,
+//! work to do out. No I/O, no clock.
+//! Uses: base, cluster, pb
+
+pub mod admit;
+pub mod bootstrap;
+pub mod driver;
+pub mod log;

@@ -1,0 +1,312 @@
+//! The member table as etcd keeps it in its v2 tree: fed by conf changes and by the bare v2
+//! requests that carry attributes and the cluster version.
+
+use crate::base::ids::MemberId;
+use crate::pb::etcdserverpb as rpc;
+use crate::pb::raftpb::{ConfChange, ConfChangeType, ConfState};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A member, in etcd's JSON (etcd v3.5.17 `api/membership/member.go`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub id: u64,
+    #[serde(rename = "peerURLs", default, deserialize_with = "null_is_empty")]
+    pub peer_urls: Vec<String>,
+    #[serde(rename = "isLearner", default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_learner: bool,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(
+        rename = "clientURLs",
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_is_empty"
+    )]
+    pub client_urls: Vec<String>,
+}
+
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(de: D) -> Result<Vec<String>, D::Error> {
+    Ok(Option::<Vec<String>>::deserialize(de)?.unwrap_or_default())
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Attributes {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    name: String,
+    #[serde(
+        rename = "clientURLs",
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_is_empty"
+    )]
+    client_urls: Vec<String>,
+}
+
+/// What a conf change carries in its context.
+#[derive(Debug, Deserialize)]
+struct ChangeContext {
+    #[serde(flatten)]
+    member: Member,
+    #[serde(rename = "isPromote", default)]
+    is_promote: bool,
+}
+
+/// Why a conf change counts as a no-op.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    #[error("member ID removed")]
+    IdRemoved,
+    #[error("member ID exists")]
+    IdExists,
+    #[error("member ID not found")]
+    IdNotFound,
+    #[error("peer URL exists")]
+    PeerUrlExists,
+    #[error("can only promote a learner member")]
+    NotLearner,
+    #[error("unreadable conf change")]
+    Unreadable,
+}
+
+/// How the transport has to follow an accepted change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerChange {
+    Add(Member),
+    Update(Member),
+    Remove(MemberId),
+    None,
+}
+
+/// Members, removed ids and the cluster version.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    members: BTreeMap<u64, Member>,
+    removed: BTreeSet<u64>,
+    version: Option<String>,
+}
+
+impl Members {
+    /// Members in ascending id order.
+    pub fn iter(&self) -> impl Iterator<Item = &Member> {
+        self.members.values()
+    }
+
+    /// One member.
+    pub fn get(&self, id: MemberId) -> Option<&Member> {
+        self.members.get(&id.0)
+    }
+
+    /// Whether the id was a member once and may never be one again.
+    pub fn is_removed(&self, id: MemberId) -> bool {
+        self.removed.contains(&id.0)
+    }
+
+    /// The decided cluster version, `3.5.0`.
+    pub fn version(&self) -> Option<&str> {
+        self.version.as_deref()
+    }
+
+    /// The members as `MemberList` answers them.
+    pub fn to_wire(&self) -> Vec<rpc::Member> {
+        self.iter()
+            .map(|member| rpc::Member {
+                id: member.id,
+                name: member.name.clone(),
+                peer_ur_ls: member.peer_urls.clone(),
+                client_ur_ls: member.client_urls.clone(),
+                is_learner: member.is_learner,
+            })
+            .collect()
+    }
+
+    /// The configuration that raft must have for these members, ids ascending.
+    pub fn conf_state(&self) -> ConfState {
+        let mut state = ConfState::default();
+        for member in self.iter() {
+            if member.is_learner {
+                state.learners.push(member.id);
+            } else {
+                state.voters.push(member.id);
+            }
+        }
+        state
+    }
+
+    /// Applies a committed conf change, or says why it is none
+    /// (etcd v3.5.17 `membership/cluster.go` ValidateConfigurationChange).
+    pub fn apply(&mut self, change: &ConfChange) -> Result<PeerChange, Rejected> {
+        let id = change.node_id;
+        if self.removed.contains(&id) {
+            return Err(Rejected::IdRemoved);
+        }
+        if change.change_type == raft_proto::CONF_CHANGE_UPDATE_NODE {
+            return self.update(change);
+        }
+        match ConfChangeType::try_from(change.change_type) {
+            Ok(ConfChangeType::AddNode | ConfChangeType::AddLearnerNode) => self.add(change),
+            Ok(ConfChangeType::RemoveNode) => {
+                self.members.remove(&id).ok_or(Rejected::IdNotFound)?;
+                self.removed.insert(id);
+                Ok(PeerChange::Remove(MemberId(id)))
+            }
+            Err(_) => Err(Rejected::Unreadable),
+        }
+    }
+
+    fn add(&mut self, change: &ConfChange) -> Result<PeerChange, Rejected> {
+        let context: ChangeContext =
+            serde_json::from_slice(&change.context).map_err(|_| Rejected::Unreadable)?;
+        let id = change.node_id;
+        if context.is_promote {
+            let member = self.members.get_mut(&id).ok_or(Rejected::IdNotFound)?;
+            if !member.is_learner {
+                return Err(Rejected::NotLearner);
+            }
+            member.is_learner = false;
+            return Ok(PeerChange::None);
+        }
+        if self.members.contains_key(&id) {
+            return Err(Rejected::IdExists);
+        }
+        if self.peer_url_taken(&context.member.peer_urls, id) {
+            return Err(Rejected::PeerUrlExists);
+        }
+        let learner = change.change_type == ConfChangeType::AddLearnerNode as i32;
+        let member = Member { id, is_learner: learner, ..context.member };
+        self.members.insert(id, member.clone());
+        Ok(PeerChange::Add(member))
+    }
+
+    fn update(&mut self, change: &ConfChange) -> Result<PeerChange, Rejected> {
+        let update: Member =
+            serde_json::from_slice(&change.context).map_err(|_| Rejected::Unreadable)?;
+        let id = change.node_id;
+        if !self.members.contains_key(&id) {
+            return Err(Rejected::IdNotFound);
+        }
+        if self.peer_url_taken(&update.peer_urls, id) {
+            return Err(Rejected::PeerUrlExists);
+        }
+        let member = self.members.get_mut(&id).ok_or(Rejected::IdNotFound)?;
+        member.peer_urls = update.peer_urls;
+        Ok(PeerChange::Update(member.clone()))
+    }
+
+    fn peer_url_taken(&self, urls: &[String], except: u64) -> bool {
+        self.iter()
+            .filter(|member| member.id != except)
+            .any(|member| member.peer_urls.iter().any(|url| urls.contains(url)))
+    }
+
+    /// Applies a bare v2 request, as far as membership and version need the v2 tree: `PUT` of
+    /// `/0/members/<id>/attributes` and of `/0/version`. True if anything changed.
+    pub fn apply_v2(&mut self, request: &rpc::Request) -> bool {
+        if request.method != "PUT" {
+            return false;
+        }
+        if request.path == "/0/version" {
+            let version = Some(request.val.clone());
+            return std::mem::replace(&mut self.version, version) != self.version;
+        }
+        let Some(id) = attributes_path_id(&request.path) else {
+            return false;
+        };
+        let Ok(attributes) = serde_json::from_str::<Attributes>(&request.val) else {
+            return false;
+        };
+        let Some(member) = self.members.get_mut(&id) else {
+            return false;
+        };
+        member.name = attributes.name;
+        member.client_urls = attributes.client_urls;
+        true
+    }
+
+    /// Applies 3.5's own entry for the same purpose, which a newer member may propose.
+    pub fn set_attributes(&mut self, id: MemberId, name: String, client_urls: Vec<String>) -> bool {
+        let Some(member) = self.members.get_mut(&id.0) else {
+            return false;
+        };
+        member.name = name;
+        member.client_urls = client_urls;
+        true
+    }
+
+    /// Applies 3.5's own entry for the cluster version.
+    pub fn set_version(&mut self, version: String) {
+        self.version = Some(version);
+    }
+}
+
+fn attributes_path_id(path: &str) -> Option<u64> {
+    let id = path.strip_prefix("/0/members/")?.strip_suffix("/attributes")?;
+    u64::from_str_radix(id, 16).ok()
+}
+
+/// The v2 request with which a member publishes its name and client URLs
+/// (etcd v3.5.17 `server.go` publish).
+pub fn publish_request(id: MemberId, name: &str, client_urls: &[String]) -> rpc::Request {
+    let attributes = Attributes { name: name.to_owned(), client_urls: client_urls.to_vec() };
+    rpc::Request {
+        method: "PUT".to_owned(),
+        path: format!("/0/members/{id}/attributes"),
+        val: serde_json::to_string(&attributes).expect("strings serialise"),
+        ..rpc::Request::default()
+    }
+}
+
+/// The v2 request with which the leader sets the cluster version.
+pub fn version_request(version: &str) -> rpc::Request {
+    rpc::Request {
+        method: "PUT".to_owned(),
+        path: "/0/version".to_owned(),
+        val: version.to_owned(),
+        ..rpc::Request::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(id: u64, url: &str, learner: bool) -> ConfChange {
+        let member = Member { id, peer_urls: vec![url.to_owned()], ..Member::default() };
+        let kind = if learner { ConfChangeType::AddLearnerNode } else { ConfChangeType::AddNode };
+        ConfChange {
+            id: 0,
+            change_type: kind as i32,
+            node_id: id,
+            context: serde_json::to_vec(&member).unwrap().into(),
+        }
+    }
+
+    #[test]
+    fn changes_are_validated_as_etcd_does() {
+        let mut members = Members::default();
+        assert!(matches!(members.apply(&add(1, "http://a:1", false)), Ok(PeerChange::Add(_))));
+        assert_eq!(members.apply(&add(1, "http://b:1", false)), Err(Rejected::IdExists));
+        assert_eq!(members.apply(&add(2, "http://a:1", false)), Err(Rejected::PeerUrlExists));
+        assert!(members.apply(&add(3, "http://c:1", true)).is_ok());
+        assert_eq!(members.conf_state().learners, vec![3]);
+        let remove = ConfChange { change_type: 1, node_id: 1, ..ConfChange::default() };
+        assert_eq!(members.apply(&remove), Ok(PeerChange::Remove(MemberId(1))));
+        assert_eq!(members.apply(&add(1, "http://d:1", false)), Err(Rejected::IdRemoved));
+        let garbage = ConfChange { node_id: 9, context: "{".into(), ..ConfChange::default() };
+        assert_eq!(members.apply(&garbage), Err(Rejected::Unreadable));
+    }
+
+    #[test]
+    fn attributes_and_version_come_as_v2_requests() {
+        let mut members = Members::default();
+        members.apply(&add(0xab, "http://a:1", false)).unwrap();
+        let request = publish_request(MemberId(0xab), "m0", &["http://a:2".to_owned()]);
+        assert_eq!(request.path, "/0/members/ab/attributes");
+        assert_eq!(request.val, r#"{"name":"m0","clientURLs":["http://a:2"]}"#);
+        assert!(members.apply_v2(&request));
+        assert_eq!(members.get(MemberId(0xab)).unwrap().name, "m0");
+        assert!(members.apply_v2(&version_request("3.5.0")));
+        assert!(!members.apply_v2(&version_request("3.5.0")));
+        assert_eq!(members.version(), Some("3.5.0"));
+    }
+}

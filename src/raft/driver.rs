@@ -1,0 +1,390 @@
+//! RawNode with etcd's settings: what to save, what to send and what to apply, in that order.
+
+use crate::base::ids::MemberId;
+use crate::base::limits;
+use crate::pb::raftpb::{
+    ConfChange, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType,
+};
+use crate::raft::admit::{self, Refused};
+use crate::raft::log::{Archive, Log, LogStart};
+use bytes::Bytes;
+use prost::Message as _;
+use raft::{Config, RawNode, ReadOnlyOption, StateRole, Storage};
+
+/// etcd's settings that a flag or the cluster's size decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub member: MemberId,
+    /// Ticks without a leader before an election (etcd: election timeout / heartbeat interval).
+    pub election_ticks: usize,
+    pub pre_vote: bool,
+    /// Everything up to here was applied before raft starts.
+    pub applied: u64,
+}
+
+/// Where this member stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub term: u64,
+    /// 0 when there is none.
+    pub leader: MemberId,
+    pub is_leader: bool,
+    pub is_learner: bool,
+    pub committed: u64,
+}
+
+/// One round of work. The order is the contract: send `messages`; save `hard_state` and `entries`
+/// (synced if `must_sync`); call [`Driver::saved`]; only then send and apply what it returns.
+#[derive(Debug, Default)]
+pub struct Work {
+    pub hard_state: Option<HardState>,
+    pub entries: Vec<Entry>,
+    pub must_sync: bool,
+    /// May leave before the save: a leader's appends.
+    pub messages: Vec<Message>,
+    /// Answers to read-index rounds: (context, index).
+    pub read_states: Vec<(u64, u64)>,
+    /// Committed and saved before this round.
+    pub committed: Vec<Entry>,
+}
+
+/// What a finished save sets free.
+#[derive(Debug, Default)]
+pub struct Saved {
+    pub messages: Vec<Message>,
+    pub committed: Vec<Entry>,
+}
+
+/// The proposal was not taken: there is no leader, or it is being transferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropped;
+
+/// The pure driver.
+pub struct Driver<A: Archive> {
+    raw: RawNode<Log<A>>,
+    member: MemberId,
+    round: Option<raft::Ready>,
+}
+
+impl<A: Archive> Driver<A> {
+    /// Starts from a recovered log.
+    pub fn new(
+        settings: Settings,
+        start: LogStart,
+        archive: A,
+        logger: &slog::Logger,
+    ) -> Result<Driver<A>, raft::Error> {
+        let config = Config {
+            id: settings.member.0,
+            election_tick: settings.election_ticks,
+            heartbeat_tick: 1,
+            applied: settings.applied,
+            max_size_per_msg: limits::RAFT_MESSAGE_BYTES_MAX,
+            max_inflight_msgs: limits::RAFT_INFLIGHT_MAX,
+            check_quorum: true,
+            pre_vote: settings.pre_vote,
+            read_only_option: ReadOnlyOption::Safe,
+            max_committed_size_per_ready: limits::RAFT_MESSAGE_BYTES_MAX,
+            ..Config::default()
+        };
+        let mut log = Log::new(archive, start);
+        log.set_applied(settings.applied);
+        let raw = RawNode::new(&config, log, logger)?;
+        Ok(Driver { raw, member: settings.member, round: None })
+    }
+
+    /// Where this member stands now.
+    pub fn standing(&self) -> Standing {
+        let raft = &self.raw.raft;
+        Standing {
+            term: raft.term,
+            leader: MemberId(raft.leader_id),
+            is_leader: raft.state == StateRole::Leader,
+            is_learner: !raft.promotable() && !self.is_voter(),
+            committed: raft.raft_log.committed,
+        }
+    }
+
+    fn is_voter(&self) -> bool {
+        self.raw.raft.prs().conf().voters().contains(self.member.0)
+    }
+
+    /// The only voter may campaign at once instead of waiting for its election timeout.
+    pub fn is_single_voter(&self) -> bool {
+        self.is_voter() && self.raw.raft.prs().is_singleton()
+    }
+
+    /// One heartbeat interval has passed.
+    pub fn tick(&mut self) {
+        self.raw.tick();
+    }
+
+    /// Starts an election.
+    pub fn campaign(&mut self) -> Result<(), raft::Error> {
+        self.raw.campaign()
+    }
+
+    /// Proposes all payloads as one message, so that one append carries them.
+    pub fn propose(&mut self, payloads: Vec<Bytes>) -> Result<(), Dropped> {
+        assert!(!payloads.is_empty());
+        let entries = payloads
+            .into_iter()
+            .map(|data| Entry { data, ..Entry::default() })
+            .collect::<Vec<Entry>>();
+        let message = Message {
+            msg_type: MessageType::MsgPropose as i32,
+            from: self.member.0,
+            entries,
+            ..Message::default()
+        };
+        self.raw.step(message).map_err(|_| Dropped)
+    }
+
+    /// Takes a message from a peer, or refuses it.
+    pub fn step(&mut self, message: Message) -> Result<(), Refused> {
+        let standing = self.standing();
+        let log = &self.raw.raft.raft_log;
+        let position = admit::Position {
+            member: self.member,
+            term: standing.term,
+            last_index: log.last_index(),
+            committed: standing.committed,
+            is_leader: standing.is_leader,
+        };
+        admit::admit(&message, position, |index| log.term(index).ok())?;
+        // The crate's own errors here (an unknown peer's response, a dropped proposal) change
+        // nothing; the sender retries as it would after a lost message.
+        let _ = self.raw.step(message);
+        Ok(())
+    }
+
+    /// Asks for a read index under a context that was never used before.
+    pub fn read_index(&mut self, context: u64) {
+        self.raw.read_index(context.to_be_bytes().to_vec());
+    }
+
+    /// Whether a leader may answer read indexes: it has committed in its own term.
+    pub fn can_read_index(&self) -> bool {
+        let standing = self.standing();
+        if !standing.is_leader {
+            return standing.leader.0 != 0;
+        }
+        self.raw.raft.raft_log.term(standing.committed).is_ok_and(|term| term == standing.term)
+    }
+
+    /// A message to the peer was lost.
+    pub fn report_unreachable(&mut self, id: MemberId) {
+        self.raw.report_unreachable(id.0);
+    }
+
+    /// Applies a committed conf change; node 0 for one that membership rejected. Must precede
+    /// [`Driver::applied`] of its index.
+    pub fn apply_conf_change(&mut self, change: &Change) -> Result<ConfState, raft::Error> {
+        let state = match change {
+            Change::V1(change) => self.raw.apply_conf_change(change)?,
+            Change::V2(change) => self.raw.apply_conf_change(change)?,
+        };
+        self.raw.mut_store().set_conf_state(state.clone());
+        Ok(state)
+    }
+
+    /// The machine has applied everything up to `index`.
+    pub fn applied(&mut self, index: u64) {
+        self.raw.advance_apply_to(index);
+        self.raw.mut_store().set_applied(index);
+    }
+
+    /// The next round of work, if there is any. [`Driver::saved`] must follow.
+    pub fn work(&mut self) -> Option<Work> {
+        assert!(self.round.is_none(), "the last round was not saved");
+        if !self.raw.has_ready() {
+            return None;
+        }
+        let mut ready = self.raw.ready();
+        let work = Work {
+            hard_state: ready.hs().copied(),
+            entries: ready.take_entries(),
+            must_sync: ready.must_sync(),
+            messages: ready.take_messages(),
+            read_states: ready
+                .take_read_states()
+                .into_iter()
+                .filter_map(|state| {
+                    let context: [u8; 8] = state.request_ctx.try_into().ok()?;
+                    Some((u64::from_be_bytes(context), state.index))
+                })
+                .collect(),
+            committed: ready.take_committed_entries(),
+        };
+        self.round = Some(ready);
+        Some(work)
+    }
+
+    /// The round's hard state and entries are on disk.
+    pub fn saved(&mut self, work: &Work) -> Saved {
+        let mut ready = self.round.take().expect("saved follows work");
+        let log = self.raw.mut_store();
+        log.append(&work.entries);
+        if let Some(hard_state) = work.hard_state {
+            log.set_hard_state(hard_state);
+        }
+        let mut messages = ready.take_persisted_messages();
+        let mut light = self.raw.advance_append(ready);
+        if let Some(commit) = light.commit_index() {
+            self.raw.mut_store().set_commit(commit);
+        }
+        messages.extend(light.take_messages());
+        Saved { messages, committed: light.take_committed_entries() }
+    }
+
+    /// The hard state with the newest commit index, for an idle member to write down.
+    pub fn hard_state(&self) -> HardState {
+        let mut hard_state = self.raw.store().hard_state();
+        hard_state.commit = self.raw.raft.raft_log.committed;
+        hard_state
+    }
+
+    /// Index of the newest entry on disk.
+    pub fn last_index(&self) -> u64 {
+        self.raw.store().last_index().unwrap_or(0)
+    }
+}
+
+/// A conf change in either form.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    V1(ConfChange),
+    V2(ConfChangeV2),
+}
+
+impl Change {
+    /// Reads the change of a committed entry; `None` for a normal one. Entries were checked when
+    /// they arrived, so an unreadable one counts as a change of nothing.
+    pub fn of(entry: &Entry) -> Option<Change> {
+        match entry.get_entry_type() {
+            EntryType::EntryNormal => None,
+            EntryType::EntryConfChange => {
+                Some(Change::V1(ConfChange::decode(entry.data.clone()).unwrap_or_default()))
+            }
+            EntryType::EntryConfChangeV2 => {
+                Some(Change::V2(ConfChangeV2::decode(entry.data.clone()).unwrap_or_default()))
+            }
+        }
+    }
+
+    /// The same change as raft sees it when membership has rejected it.
+    pub fn rejected() -> Change {
+        Change::V1(ConfChange::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::members::{Member, Members};
+    use crate::raft::bootstrap::bootstrap;
+
+    struct NoArchive;
+    impl Archive for NoArchive {
+        fn entries(&self, _: u64, _: u64, _: u64) -> Result<Vec<Entry>, String> {
+            Err("nothing archived".to_owned())
+        }
+    }
+
+    fn node(id: u64, count: u64) -> Driver<NoArchive> {
+        let members: Vec<Member> = (1..=count)
+            .map(|id| Member { id, peer_urls: vec![format!("http://{id}:1")], ..Member::default() })
+            .collect();
+        let (hard_state, entries) = bootstrap(&members);
+        let mut table = Members::default();
+        for entry in &entries {
+            let Some(Change::V1(change)) = Change::of(entry) else { panic!("a conf change") };
+            table.apply(&change).unwrap();
+        }
+        let start = LogStart {
+            hard_state,
+            conf_state: table.conf_state(),
+            last_index: entries.len() as u64,
+            term_runs: vec![(1, 1)],
+            tail: entries,
+        };
+        let settings =
+            Settings { member: MemberId(id), election_ticks: 10, pre_vote: true, applied: count };
+        Driver::new(settings, start, NoArchive, &slog::Logger::root(slog::Discard, slog::o!()))
+            .unwrap()
+    }
+
+    /// Runs every node until nobody has work; returns what each applied.
+    fn settle(nodes: &mut [Driver<NoArchive>]) -> Vec<Vec<Entry>> {
+        let mut applied = vec![Vec::new(); nodes.len()];
+        for _ in 0..100 {
+            let mut mail = Vec::new();
+            for (node, applied) in nodes.iter_mut().zip(&mut applied) {
+                while let Some(work) = node.work() {
+                    mail.extend(work.messages.iter().cloned());
+                    let saved = node.saved(&work);
+                    mail.extend(saved.messages);
+                    for entry in work.committed.into_iter().chain(saved.committed) {
+                        node.applied(entry.index);
+                        applied.push(entry);
+                    }
+                }
+            }
+            if mail.is_empty() {
+                return applied;
+            }
+            for message in mail {
+                let to = (message.to - 1) as usize;
+                nodes[to].step(message).unwrap();
+            }
+        }
+        panic!("no rest after 100 rounds");
+    }
+
+    #[test]
+    fn a_single_member_leads_at_term_2_and_commits_after_its_save() {
+        let mut nodes = [node(1, 1)];
+        assert!(nodes[0].is_single_voter());
+        nodes[0].campaign().unwrap();
+        settle(&mut nodes);
+        assert_eq!(nodes[0].standing().term, 2);
+        assert!(nodes[0].standing().is_leader);
+        nodes[0].propose(vec!["a".into(), "b".into()]).unwrap();
+        let work = nodes[0].work().unwrap();
+        assert!(work.committed.is_empty());
+        assert_eq!(work.entries.len(), 2);
+        let saved = nodes[0].saved(&work);
+        assert_eq!(saved.committed.len(), 2);
+    }
+
+    #[test]
+    fn three_members_replicate_and_a_follower_forwards() {
+        let mut nodes = [node(1, 3), node(2, 3), node(3, 3)];
+        assert!(nodes[1].propose(vec!["early".into()]).is_err());
+        nodes[0].campaign().unwrap();
+        settle(&mut nodes);
+        assert!(nodes[0].standing().is_leader);
+        nodes[1].propose(vec!["x".into()]).unwrap();
+        let applied = settle(&mut nodes);
+        for entries in &applied {
+            assert_eq!(entries.last().unwrap().data, "x");
+        }
+        nodes[2].read_index(7);
+        let mut seen = None;
+        for _ in 0..10 {
+            let mut mail = Vec::new();
+            for node in &mut nodes {
+                while let Some(work) = node.work() {
+                    seen = seen.or(work.read_states.first().copied());
+                    mail.extend(work.messages.iter().cloned());
+                    mail.extend(node.saved(&work).messages);
+                }
+            }
+            for message in mail {
+                let to = (message.to - 1) as usize;
+                nodes[to].step(message).unwrap();
+            }
+        }
+        assert_eq!(seen, Some((7, 5)));
+    }
+}

@@ -1,0 +1,229 @@
+//! The log as the raft crate sees it: a bounded cache of recent entries over an archive on disk.
+
+use crate::base::limits;
+use crate::pb::raftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+use std::collections::VecDeque;
+
+/// Entries that are no longer in memory; `storage::wal` implements it.
+pub trait Archive: Send + 'static {
+    /// Entries `low..high`, at least one, stopping after `bytes_max`.
+    fn entries(&self, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, String>;
+}
+
+/// Where the log stands at start.
+#[derive(Clone, Debug, Default)]
+pub struct LogStart {
+    pub hard_state: HardState,
+    pub conf_state: ConfState,
+    /// Index of the last entry on disk.
+    pub last_index: u64,
+    /// (first index, term) of each run of equal terms, ascending.
+    pub term_runs: Vec<(u64, u64)>,
+    /// The newest entries, contiguous up to `last_index`; may be empty.
+    pub tail: Vec<Entry>,
+}
+
+/// The persisted log.
+pub struct Log<A> {
+    archive: A,
+    hard_state: HardState,
+    conf_state: ConfState,
+    last_index: u64,
+    term_runs: Vec<(u64, u64)>,
+    /// Invariant: contiguous, and its last entry is `last_index`, or it is empty.
+    cache: VecDeque<Entry>,
+    cache_bytes: usize,
+    /// Entries above this index stay in the cache whatever its bounds.
+    applied: u64,
+}
+
+impl<A: Archive> Log<A> {
+    /// Takes the log over from recovery.
+    pub fn new(archive: A, start: LogStart) -> Log<A> {
+        let mut log = Log {
+            archive,
+            hard_state: start.hard_state,
+            conf_state: start.conf_state,
+            last_index: start.last_index,
+            term_runs: start.term_runs,
+            cache: VecDeque::new(),
+            cache_bytes: 0,
+            applied: 0,
+        };
+        for entry in start.tail {
+            log.cache_bytes += entry.data.len();
+            log.cache.push_back(entry);
+        }
+        log
+    }
+
+    /// Follows a save to disk: entries replace everything from their first index on.
+    pub fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first() else {
+            return;
+        };
+        assert!(first.index >= 1);
+        assert!(first.index <= self.last_index + 1, "{} after {}", first.index, self.last_index);
+        while self.cache.back().is_some_and(|entry| entry.index >= first.index) {
+            let dropped = self.cache.pop_back().expect("just seen");
+            self.cache_bytes -= dropped.data.len();
+        }
+        while self.term_runs.last().is_some_and(|(start, _)| *start >= first.index) {
+            self.term_runs.pop();
+        }
+        for entry in entries {
+            if self.term_runs.last().is_none_or(|(_, term)| *term != entry.term) {
+                self.term_runs.push((entry.index, entry.term));
+            }
+            self.cache_bytes += entry.data.len();
+            self.cache.push_back(entry.clone());
+            self.last_index = entry.index;
+        }
+        self.trim();
+    }
+
+    /// Follows a save of the hard state.
+    pub fn set_hard_state(&mut self, hard_state: HardState) {
+        self.hard_state = hard_state;
+    }
+
+    /// Keeps the commit index current between saves of the hard state.
+    pub fn set_commit(&mut self, commit: u64) {
+        self.hard_state.commit = commit;
+    }
+
+    /// The hard state as last set.
+    pub fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
+    /// Follows an applied conf change.
+    pub fn set_conf_state(&mut self, conf_state: ConfState) {
+        self.conf_state = conf_state;
+    }
+
+    /// Entries up to `applied` may leave memory.
+    pub fn set_applied(&mut self, applied: u64) {
+        self.applied = applied;
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        while self.cache.len() > limits::LOG_CACHE_ENTRIES_MAX
+            || self.cache_bytes > limits::LOG_CACHE_BYTES_MAX
+        {
+            if self.cache.front().is_none_or(|entry| entry.index > self.applied) {
+                return;
+            }
+            let dropped = self.cache.pop_front().expect("just seen");
+            self.cache_bytes -= dropped.data.len();
+        }
+    }
+}
+
+impl<A: Archive> Storage for Log<A> {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState { hard_state: self.hard_state, conf_state: self.conf_state.clone() })
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        let bytes_max = max_size.into().unwrap_or(u64::MAX);
+        if high > self.last_index + 1 {
+            return Err(raft::Error::Store(StorageError::Unavailable));
+        }
+        let cached_from = self.cache.front().map_or(u64::MAX, |entry| entry.index);
+        if low < cached_from {
+            let high = high.min(cached_from);
+            return self.archive.entries(low, high, bytes_max).map_err(|reason| {
+                raft::Error::Store(StorageError::Other(Box::new(std::io::Error::other(reason))))
+            });
+        }
+        let start = (low - cached_from) as usize;
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for entry in self.cache.iter().skip(start).take((high - low) as usize) {
+            bytes += prost::Message::encoded_len(entry) as u64;
+            if bytes > bytes_max && !entries.is_empty() {
+                break;
+            }
+            entries.push(entry.clone());
+        }
+        Ok(entries)
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if index == 0 {
+            return Ok(0);
+        }
+        if index > self.last_index {
+            return Err(raft::Error::Store(StorageError::Unavailable));
+        }
+        let after = self.term_runs.partition_point(|(start, _)| *start <= index);
+        match after.checked_sub(1) {
+            Some(run) => Ok(self.term_runs[run].1),
+            None => Err(raft::Error::Store(StorageError::Compacted)),
+        }
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last_index)
+    }
+
+    /// The log reaches back to its beginning, so nobody ever needs a snapshot from it.
+    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+    impl Archive for Nothing {
+        fn entries(&self, low: u64, _: u64, _: u64) -> Result<Vec<Entry>, String> {
+            Ok(vec![entry(low, 1, 0)])
+        }
+    }
+
+    fn entry(index: u64, term: u64, size: usize) -> Entry {
+        Entry { index, term, data: vec![0; size].into(), ..Entry::default() }
+    }
+
+    #[test]
+    fn a_conflicting_tail_is_replaced_with_its_terms() {
+        let mut log = Log::new(Nothing, LogStart::default());
+        log.append(&[entry(1, 1, 1), entry(2, 1, 1), entry(3, 2, 1)]);
+        log.append(&[entry(2, 3, 1)]);
+        assert_eq!(log.last_index().unwrap(), 2);
+        assert_eq!(log.term(1).unwrap(), 1);
+        assert_eq!(log.term(2).unwrap(), 3);
+        assert!(log.term(3).is_err());
+    }
+
+    #[test]
+    fn applied_entries_leave_memory_and_come_from_the_archive() {
+        let mut log = Log::new(Nothing, LogStart::default());
+        let count = limits::LOG_CACHE_ENTRIES_MAX as u64 + 10;
+        let entries: Vec<Entry> = (1..=count).map(|index| entry(index, 1, 1)).collect();
+        log.append(&entries);
+        assert_eq!(log.cache.len() as u64, count);
+        log.set_applied(count);
+        assert_eq!(log.cache.len(), limits::LOG_CACHE_ENTRIES_MAX);
+        let context = GetEntriesContext::empty(false);
+        assert_eq!(log.entries(1, 3, None, context).unwrap()[0].index, 1);
+        let context = GetEntriesContext::empty(false);
+        assert_eq!(log.entries(count, count + 1, None, context).unwrap()[0].index, count);
+    }
+}
