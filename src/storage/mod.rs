@@ -1,1 +1,7 @@
-//! (in the making)
+//! What is on disk: etcd's write-ahead log, the engine beside it, and the directory that holds
+//! both. Calls block; nothing here is async.
+//! Uses: base, mvcc, pb
+
+pub mod datadir;
+pub mod engine;
+pub mod wal;

@@ -1,0 +1,184 @@
+//! The data directory: where things are, who may use it, and what this stage refuses to touch.
+
+use rustix::fs::FlockOperation;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Mode of the directories (etcd v3.5.17 `client/pkg/fileutil` PrivateDirMode).
+const DIR_MODE: u32 = 0o700;
+/// Mode of the files.
+const FILE_MODE: u32 = 0o600;
+/// Permission bits of a mode.
+const PERMISSION_BITS: u32 = 0o777;
+/// The probe that tells whether a directory can be written, as etcd's.
+const TOUCH: &str = ".touch";
+
+/// Why the directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// The system refused.
+    #[error("data directory: {path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another process uses it.
+    #[error("data directory: {0} is in use by another process")]
+    Locked(PathBuf),
+    /// It holds an etcd's state, which this version does not import yet.
+    #[error(
+        "data directory: {0} was left by an etcd; importing its state is not supported yet, and \
+         starting without it would lose data"
+    )]
+    ForeignEtcd(PathBuf),
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DataDirError + '_ {
+    move |source| DataDirError::Io { path: path.to_owned(), source }
+}
+
+/// A data directory that this process owns for as long as the value lives.
+///
+/// The lock: etcd takes a flock on `member/snap/db`. That file does not exist in this stage (the
+/// checkpoint comes later), so the flock is on a file of our own, `member/rusd.lock`. What keeps an
+/// etcd and us apart meanwhile are the locks on the WAL segments (see `wal::Wal`), which both sides
+/// take.
+#[derive(Debug)]
+pub struct DataDir {
+    root: PathBuf,
+    /// Holds the flock.
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes what is missing, checks the modes as etcd does, takes the lock, and refuses what an
+    /// etcd left.
+    pub fn open(root: &Path) -> Result<DataDir, DataDirError> {
+        touch_dir_all(root)?;
+        let member = root.join("member");
+        touch_dir_all(&member)?;
+        let path = member.join("rusd.lock");
+        let lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .open(&path)
+            .map_err(io(&path))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::AGAIN) => return Err(DataDirError::Locked(root.to_owned())),
+            Err(errno) => return Err(io(&path)(errno.into())),
+        }
+        let dir = DataDir { root: root.to_owned(), _lock: lock };
+        dir.refuse_foreign()?;
+        touch_dir_all(&dir.snap())?;
+        Ok(dir)
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `member`.
+    pub fn member(&self) -> PathBuf {
+        self.root.join("member")
+    }
+
+    /// `member/wal`, which [`super::wal::Wal`] makes.
+    pub fn wal(&self) -> PathBuf {
+        self.member().join("wal")
+    }
+
+    /// `member/snap`.
+    pub fn snap(&self) -> PathBuf {
+        self.member().join("snap")
+    }
+
+    /// `member/snap/db`.
+    pub fn snap_db(&self) -> PathBuf {
+        self.snap().join("db")
+    }
+
+    /// `member/fjall`, which [`super::engine::Engine`] makes.
+    pub fn engine(&self) -> PathBuf {
+        self.member().join("fjall")
+    }
+
+    fn refuse_foreign(&self) -> Result<(), DataDirError> {
+        let db = self.snap_db();
+        if db.symlink_metadata().is_ok() {
+            return Err(DataDirError::ForeignEtcd(db));
+        }
+        let snap = self.snap();
+        let entries = match std::fs::read_dir(&snap) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(io(&snap)(e)),
+        };
+        for entry in entries {
+            let path = entry.map_err(io(&snap))?.path();
+            if path.extension().is_some_and(|ext| ext == "snap") {
+                return Err(DataDirError::ForeignEtcd(path));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes a directory, or warns of one that others can read, and sees that it can be written.
+fn touch_dir_all(dir: &Path) -> Result<(), DataDirError> {
+    match std::fs::metadata(dir) {
+        Ok(found) => {
+            let mode = found.permissions().mode() & PERMISSION_BITS;
+            if mode != DIR_MODE {
+                tracing::warn!(
+                    "check file permission: directory {dir:?} exist, but the permission is \
+                     \"{mode:o}\". The recommended permission is \"{DIR_MODE:o}\" to prevent \
+                     possible unprivileged access to the data"
+                );
+            }
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            DirBuilder::new().mode(DIR_MODE).recursive(true).create(dir).map_err(io(dir))?;
+        }
+        Err(e) => return Err(io(dir)(e)),
+    }
+    let probe = dir.join(TOUCH);
+    std::fs::write(&probe, b"").map_err(io(&probe))?;
+    std::fs::remove_file(&probe).map_err(io(&probe))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn makes_locks_and_refuses() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().join("a/data");
+        let dir = DataDir::open(&root).unwrap();
+        for path in [root.clone(), dir.member(), dir.snap()] {
+            let mode = std::fs::metadata(path).unwrap().permissions().mode();
+            assert_eq!(mode & PERMISSION_BITS, DIR_MODE);
+        }
+        assert!(matches!(DataDir::open(&root), Err(DataDirError::Locked(_))));
+        let (db, snap) = (dir.snap_db(), dir.snap().join("0000000000000001-01.snap"));
+        drop(dir);
+        drop(DataDir::open(&root).unwrap());
+        for file in [db, snap] {
+            std::fs::write(&file, b"x").unwrap();
+            match DataDir::open(&root) {
+                Err(DataDirError::ForeignEtcd(path)) => assert_eq!(path, file),
+                other => panic!("{other:?}"),
+            }
+            std::fs::remove_file(&file).unwrap();
+        }
+    }
+}
