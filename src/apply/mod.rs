@@ -7,6 +7,18 @@ use crate::base::ids::LeaseId;
 use crate::pb::etcdserverpb as rpc;
 use bytes::Bytes;
 
+mod alarm;
+mod check;
+mod compact;
+mod kv;
+mod lease;
+mod machine;
+mod quota;
+#[cfg(test)]
+mod tests;
+
+pub use machine::{Machine, Options};
+
 /// The answer to the one who proposed the entry. Headers hold the revision only; the edge fills in
 /// cluster, member and term.
 #[derive(Clone, Debug, PartialEq)]

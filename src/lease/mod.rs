@@ -1,2 +1,248 @@
 //! The lease table: who exists, with which TTL, and which keys hang on it. Deadlines are not here.
-//! Uses: base, pb
+//! Uses: base, mvcc, pb
+
+use crate::base::error::{Error, Result};
+use crate::base::ids::LeaseId;
+use crate::mvcc::backend::{Backend, BackendError, Bucket, Op};
+use crate::pb::leasepb;
+use bytes::Bytes;
+use crossbeam_skiplist::{SkipMap, SkipSet};
+use prost::Message;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// Longest TTL in seconds (etcd v3.5.17 `lease.MaxLeaseTTL`).
+pub const TTL_MAX: i64 = 9_000_000_000;
+
+#[derive(Debug)]
+struct Lease {
+    ttl: i64,
+    remaining: AtomicI64,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    leases: SkipMap<i64, Arc<Lease>>,
+    keys: SkipSet<(i64, Bytes)>,
+    lease_of: SkipMap<Bytes, i64>,
+}
+
+/// The leases, for any number of readers on any thread.
+#[derive(Clone, Debug)]
+pub struct LeaseReader {
+    shared: Arc<Shared>,
+}
+
+impl LeaseReader {
+    /// All leases, ascending.
+    pub fn list(&self) -> Vec<LeaseId> {
+        self.shared.leases.iter().map(|entry| LeaseId(*entry.key())).collect()
+    }
+
+    /// The granted TTL of a lease, in seconds.
+    pub fn get(&self, id: LeaseId) -> Option<i64> {
+        self.shared.leases.get(&id.0).map(|entry| entry.value().ttl)
+    }
+
+    /// The checkpointed remaining TTL in seconds, or the granted one if there is none.
+    pub fn remaining(&self, id: LeaseId) -> Option<i64> {
+        let entry = self.shared.leases.get(&id.0)?;
+        let remaining = entry.value().remaining.load(Ordering::Relaxed);
+        Some(if remaining > 0 { remaining } else { entry.value().ttl })
+    }
+
+    /// The keys that hang on a lease, in order.
+    pub fn keys(&self, id: LeaseId) -> Vec<Bytes> {
+        self.shared
+            .keys
+            .range((id.0, Bytes::new())..)
+            .take_while(|entry| entry.value().0 == id.0)
+            .map(|entry| entry.value().1.clone())
+            .collect()
+    }
+
+    /// The lease that a key hangs on.
+    pub fn lease_of(&self, key: &[u8]) -> Option<LeaseId> {
+        self.shared.lease_of.get(key).map(|entry| LeaseId(*entry.value()))
+    }
+}
+
+/// The writer's side of the table.
+#[derive(Debug)]
+pub struct LeaseTable {
+    reader: LeaseReader,
+    min_ttl: i64,
+    persist_checkpoints: bool,
+}
+
+impl LeaseTable {
+    /// Reads bucket Lease and hangs up the keys; a key whose lease is gone hangs on none.
+    pub fn open(
+        backend: &dyn Backend,
+        min_ttl: i64,
+        persist_checkpoints: bool,
+        leased: BTreeMap<Bytes, i64>,
+    ) -> std::result::Result<Self, BackendError> {
+        let reader = LeaseReader { shared: Arc::default() };
+        let mut table = Self { reader, min_ttl, persist_checkpoints };
+        let mut failed = None;
+        backend.scan(Bucket::Lease, &[], None, &mut |_, value| match leasepb::Lease::decode(
+            value.as_ref(),
+        ) {
+            Ok(row) => {
+                table.insert(row.id, row.ttl.max(min_ttl), row.remaining_ttl);
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                failed = Some(BackendError(format!("a row of bucket lease: {error}")));
+                ControlFlow::Break(())
+            }
+        })?;
+        if let Some(damage) = failed {
+            return Err(damage);
+        }
+        for (key, lease) in leased {
+            if table.contains(LeaseId(lease)) {
+                table.hang(&key, lease);
+            }
+        }
+        Ok(table)
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.reader.shared
+    }
+
+    fn insert(&mut self, id: i64, ttl: i64, remaining: i64) {
+        let lease = Arc::new(Lease { ttl, remaining: AtomicI64::new(remaining) });
+        self.shared().leases.insert(id, lease);
+    }
+
+    /// A handle for readers.
+    pub fn reader(&self) -> LeaseReader {
+        self.reader.clone()
+    }
+
+    /// Whether the lease exists.
+    pub fn contains(&self, id: LeaseId) -> bool {
+        self.shared().leases.contains_key(&id.0)
+    }
+
+    /// Grants a lease: the TTL it got and its row.
+    pub fn grant(&mut self, id: LeaseId, ttl: i64) -> Result<(i64, Op)> {
+        if id.0 == 0 {
+            return Err(Error::LeaseNotFound);
+        }
+        if ttl > TTL_MAX {
+            return Err(Error::LeaseTtlTooLarge);
+        }
+        if self.contains(id) {
+            return Err(Error::LeaseExist);
+        }
+        let ttl = ttl.max(self.min_ttl);
+        self.insert(id.0, ttl, 0);
+        Ok((ttl, row(id, ttl, 0)))
+    }
+
+    /// Removes a lease and gives the removal of its row. Its keys are deleted by the caller.
+    pub fn revoke(&mut self, id: LeaseId) -> Result<Op> {
+        self.shared().leases.remove(&id.0).ok_or(Error::LeaseNotFound)?;
+        Ok((Bucket::Lease, row_key(id), None))
+    }
+
+    /// Notes the remaining TTL. `None` if there is no such lease; otherwise its row, if checkpoints
+    /// are persisted.
+    pub fn checkpoint(&mut self, id: LeaseId, remaining_ttl: i64) -> Option<Option<Op>> {
+        let entry = self.shared().leases.get(&id.0)?;
+        entry.value().remaining.store(remaining_ttl, Ordering::Relaxed);
+        Some(self.persist_checkpoints.then(|| row(id, entry.value().ttl, remaining_ttl)))
+    }
+
+    /// Hangs a key on a lease, or on none for 0, and off the one before.
+    pub fn hang(&mut self, key: &[u8], lease: i64) {
+        let shared = self.shared();
+        if lease == 0 && shared.lease_of.is_empty() {
+            return;
+        }
+        let old = shared.lease_of.get(key).map(|entry| *entry.value());
+        if old == Some(lease) || old.is_none() && lease == 0 {
+            return;
+        }
+        let key = Bytes::copy_from_slice(key);
+        if let Some(old) = old {
+            shared.keys.remove(&(old, key.clone()));
+            shared.lease_of.remove(&key);
+        }
+        if lease != 0 {
+            shared.keys.insert((lease, key.clone()));
+            shared.lease_of.insert(key, lease);
+        }
+    }
+}
+
+fn row_key(id: LeaseId) -> Bytes {
+    Bytes::copy_from_slice(&id.0.to_be_bytes())
+}
+
+fn row(id: LeaseId, ttl: i64, remaining_ttl: i64) -> Op {
+    let lease = leasepb::Lease { id: id.0, ttl, remaining_ttl };
+    (Bucket::Lease, row_key(id), Some(lease.encode_to_vec().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mvcc::backend::{Batch, MemBackend};
+
+    fn table(backend: &MemBackend, leased: &[(&'static [u8], i64)]) -> LeaseTable {
+        let leased = leased.iter().map(|&(k, l)| (Bytes::from_static(k), l)).collect();
+        LeaseTable::open(backend, 2, true, leased).unwrap()
+    }
+
+    #[test]
+    fn grants_within_bounds_and_survives_a_restart() {
+        let backend = MemBackend::default();
+        let mut leases = table(&backend, &[]);
+        assert_eq!(leases.grant(LeaseId(0), 5).unwrap_err(), Error::LeaseNotFound);
+        assert_eq!(leases.grant(LeaseId(5), TTL_MAX + 1).unwrap_err(), Error::LeaseTtlTooLarge);
+        let (ttl, op) = leases.grant(LeaseId(5), 1).unwrap();
+        assert_eq!(ttl, 2);
+        assert_eq!(leases.grant(LeaseId(5), 7).unwrap_err(), Error::LeaseExist);
+        let (_, op9) = leases.grant(LeaseId(9), TTL_MAX).unwrap();
+        let checkpoint = leases.checkpoint(LeaseId(9), 40).unwrap().unwrap();
+        assert!(leases.checkpoint(LeaseId(10), 40).is_none());
+        backend.submit(Batch { ops: vec![op, op9, checkpoint], ..Batch::default() });
+
+        let mut leases = table(&backend, &[(b"a", 5), (b"b", 77)]);
+        let reader = leases.reader();
+        assert_eq!(reader.list(), [LeaseId(5), LeaseId(9)]);
+        assert_eq!(reader.get(LeaseId(5)), Some(2));
+        assert_eq!(reader.remaining(LeaseId(5)), Some(2));
+        assert_eq!(reader.remaining(LeaseId(9)), Some(40));
+        assert_eq!(reader.keys(LeaseId(5)), ["a"]);
+        assert_eq!(reader.lease_of(b"b"), None);
+        leases.revoke(LeaseId(5)).unwrap();
+        assert_eq!(leases.revoke(LeaseId(5)).unwrap_err(), Error::LeaseNotFound);
+    }
+
+    #[test]
+    fn a_key_hangs_on_one_lease() {
+        let backend = MemBackend::default();
+        let mut leases = table(&backend, &[]);
+        let reader = leases.reader();
+        leases.hang(b"z", 1);
+        leases.hang(b"a", 1);
+        leases.hang(b"a", -1);
+        assert_eq!(
+            (reader.keys(LeaseId(1)), reader.keys(LeaseId(-1))),
+            (vec!["z".into()], vec!["a".into()])
+        );
+        leases.hang(b"a", 1);
+        assert_eq!(reader.keys(LeaseId(1)), ["a", "z"]);
+        leases.hang(b"a", 0);
+        leases.hang(b"z", 0);
+        assert!(reader.keys(LeaseId(1)).is_empty() && reader.lease_of(b"z").is_none());
+    }
+}

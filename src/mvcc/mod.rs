@@ -2,3 +2,15 @@
 //! Uses: base, pb
 
 pub mod backend;
+mod compact;
+mod hash;
+mod index;
+mod read;
+mod row;
+mod store;
+
+pub use compact::CompactProgress;
+pub(crate) use read::header;
+pub use read::{ReadError, Reader};
+pub use row::{Row, key_only, kv_deleted};
+pub use store::{Change, Current, Store};

@@ -1,0 +1,17 @@
+//! The compaction request: it only schedules; `Machine::compact_step` does the work.
+
+use super::{Effect, Machine};
+use crate::mvcc::{self, ReadError};
+use crate::pb::etcdserverpb as rpc;
+
+impl Machine {
+    pub(super) fn compaction(
+        &mut self,
+        r: &rpc::CompactionRequest,
+    ) -> Result<rpc::CompactionResponse, ReadError> {
+        let op = self.store.schedule_compaction(r.revision).map_err(ReadError::Refused)?;
+        self.ops.push(op);
+        self.effects.push(Effect::CompactionScheduled { revision: r.revision });
+        Ok(rpc::CompactionResponse { header: Some(mvcc::header(self.store.revision())) })
+    }
+}

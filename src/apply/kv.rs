@@ -1,0 +1,248 @@
+//! Put, delete range and transactions.
+
+use super::Machine;
+use crate::base::error::Error;
+use crate::base::ids::LeaseId;
+use crate::mvcc::backend::BackendError;
+use crate::mvcc::{self, Current, ReadError, Row};
+use crate::pb::etcdserverpb as rpc;
+use bytes::Bytes;
+use rpc::compare::{CompareResult, CompareTarget, TargetUnion};
+use rpc::request_op::Request;
+use rpc::response_op::Response;
+use std::cmp::Ordering;
+
+impl Machine {
+    /// In a transaction the lease was looked up before anything was written.
+    pub(super) fn put(
+        &mut self,
+        r: &rpc::PutRequest,
+        in_txn: bool,
+    ) -> Result<rpc::PutResponse, ReadError> {
+        if !in_txn {
+            self.check_lease(r.lease)?;
+        }
+        let mut prev_kv = Bytes::new();
+        let revision = if r.prev_kv || r.ignore_value || r.ignore_lease {
+            let current = self.store.current(&r.key).map(|current| current.row()).transpose()?;
+            if current.is_none() && (r.ignore_value || r.ignore_lease) {
+                return Err(ReadError::Refused(Error::KeyNotFound));
+            }
+            let current = current.unwrap_or_default();
+            let before = Row::parse(&current)?;
+            let value = if r.ignore_value { before.value } else { &r.value };
+            let lease = if r.ignore_lease { before.lease } else { r.lease };
+            let revision = self.store.put(&r.key, value, lease);
+            if r.prev_kv {
+                prev_kv = current;
+            }
+            revision
+        } else {
+            self.store.put(&r.key, &r.value, r.lease)
+        };
+        Ok(rpc::PutResponse { header: Some(mvcc::header(revision)), prev_kv })
+    }
+
+    fn check_lease(&self, lease: i64) -> Result<(), ReadError> {
+        if lease != 0 && !self.leases.contains(LeaseId(lease)) {
+            return Err(ReadError::Refused(Error::LeaseNotFound));
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete_range(
+        &mut self,
+        r: &rpc::DeleteRangeRequest,
+    ) -> Result<rpc::DeleteRangeResponse, ReadError> {
+        let mut prev_kvs = Vec::new();
+        if r.prev_kv {
+            let mut failed = None;
+            self.store.visit_current(&r.key, &r.range_end, |current| match current.row() {
+                Ok(row) => {
+                    prev_kvs.push(row);
+                    true
+                }
+                Err(damage) => {
+                    failed = Some(damage);
+                    false
+                }
+            });
+            if let Some(damage) = failed {
+                return Err(damage.into());
+            }
+        }
+        let deleted = self.store.delete_range(&r.key, &r.range_end);
+        let header = Some(mvcc::header(self.store.txn_revision()));
+        Ok(rpc::DeleteRangeResponse { header, deleted, prev_kvs })
+    }
+
+    /// Compares choose the branches of all nested transactions first; then all requests on the way
+    /// are checked, puts before ranges; then they run. An error undoes everything (etcd's server
+    /// panics if a write transaction fails after the checks).
+    pub(super) fn txn(&mut self, r: &rpc::TxnRequest) -> Result<rpc::TxnResponse, ReadError> {
+        let mut path = Vec::new();
+        self.choose(r, &mut path)?;
+        self.check(r, &mut path.iter().copied(), &Self::check_put)?;
+        self.check(r, &mut path.iter().copied(), &Self::check_range)?;
+        let mut response = self.run(r, &mut path.iter().copied())?;
+        response.header = Some(mvcc::header(self.store.txn_revision()));
+        Ok(response)
+    }
+
+    /// The outcome of each transaction's compares, outermost first, in order.
+    fn choose(&self, r: &rpc::TxnRequest, path: &mut Vec<bool>) -> Result<(), BackendError> {
+        let mut succeeded = true;
+        for compare in &r.compare {
+            if !self.holds(compare)? {
+                succeeded = false;
+                break;
+            }
+        }
+        path.push(succeeded);
+        for op in branch(r, succeeded) {
+            if let Some(Request::RequestTxn(nested)) = &op.request {
+                self.choose(nested, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn holds(&self, compare: &rpc::Compare) -> Result<bool, BackendError> {
+        let target = CompareTarget::try_from(compare.target);
+        let mut any = false;
+        let mut outcome = Ok(true);
+        self.store.visit_current(&compare.key, &compare.range_end, |current| {
+            any = true;
+            outcome = holds_for(compare, target.ok(), Some(&current));
+            matches!(outcome, Ok(true))
+        });
+        match (any, target) {
+            (true, _) => outcome,
+            // There is no way to say "no value", so that nothing equals it.
+            (false, Ok(CompareTarget::Value)) => Ok(false),
+            (false, target) => holds_for(compare, target.ok(), None),
+        }
+    }
+
+    fn check(
+        &self,
+        r: &rpc::TxnRequest,
+        path: &mut impl Iterator<Item = bool>,
+        rule: &impl Fn(&Self, &Request) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
+        for op in branch(r, path.next().unwrap_or_default()) {
+            match &op.request {
+                Some(Request::RequestTxn(nested)) => self.check(nested, path, rule)?,
+                Some(request) => rule(self, request)?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_put(&self, request: &Request) -> Result<(), ReadError> {
+        let Request::RequestPut(put) = request else { return Ok(()) };
+        if (put.ignore_value || put.ignore_lease) && self.store.current(&put.key).is_none() {
+            return Err(ReadError::Refused(Error::KeyNotFound));
+        }
+        self.check_lease(put.lease)
+    }
+
+    fn check_range(&self, request: &Request) -> Result<(), ReadError> {
+        let Request::RequestRange(range) = request else { return Ok(()) };
+        match range.revision {
+            0 => Ok(()),
+            asked if asked > self.store.revision() => Err(ReadError::Refused(Error::FutureRev)),
+            asked if asked < self.store.compact_revision() => {
+                Err(ReadError::Refused(Error::Compacted))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn run(
+        &mut self,
+        r: &rpc::TxnRequest,
+        path: &mut impl Iterator<Item = bool>,
+    ) -> Result<rpc::TxnResponse, ReadError> {
+        let succeeded = path.next().unwrap_or_default();
+        let ops = branch(r, succeeded);
+        let mut responses = Vec::with_capacity(ops.len());
+        for op in ops {
+            let response = match &op.request {
+                Some(Request::RequestRange(r)) => {
+                    Some(Response::ResponseRange(self.store.range(r)?))
+                }
+                Some(Request::RequestPut(r)) => Some(Response::ResponsePut(self.put(r, true)?)),
+                Some(Request::RequestDeleteRange(r)) => {
+                    Some(Response::ResponseDeleteRange(self.delete_range(r)?))
+                }
+                Some(Request::RequestTxn(r)) => Some(Response::ResponseTxn(self.run(r, path)?)),
+                None => None,
+            };
+            responses.push(rpc::ResponseOp { response });
+        }
+        // As in etcd, only the outermost transaction's header gets a revision.
+        Ok(rpc::TxnResponse { header: Some(mvcc::header(0)), succeeded, responses })
+    }
+}
+
+fn branch(r: &rpc::TxnRequest, succeeded: bool) -> &[rpc::RequestOp] {
+    if succeeded { &r.success } else { &r.failure }
+}
+
+/// Whether a compare holds for one key; a missing key has zeros.
+fn holds_for(
+    compare: &rpc::Compare,
+    target: Option<CompareTarget>,
+    current: Option<&Current<'_>>,
+) -> Result<bool, BackendError> {
+    let wanted = compare.target_union.as_ref();
+    let ordering = match target {
+        Some(CompareTarget::Value) => {
+            let row = current.map(Current::row).transpose()?.unwrap_or_default();
+            let wanted: &[u8] = match wanted {
+                Some(TargetUnion::Value(value)) => value,
+                _ => &[],
+            };
+            Row::parse(&row)?.value.cmp(wanted)
+        }
+        Some(CompareTarget::Create) => {
+            let wanted = match wanted {
+                Some(TargetUnion::CreateRevision(revision)) => *revision,
+                _ => 0,
+            };
+            current.map_or(0, Current::create_revision).cmp(&wanted)
+        }
+        Some(CompareTarget::Mod) => {
+            let wanted = match wanted {
+                Some(TargetUnion::ModRevision(revision)) => *revision,
+                _ => 0,
+            };
+            current.map_or(0, Current::mod_revision).cmp(&wanted)
+        }
+        Some(CompareTarget::Version) => {
+            let wanted = match wanted {
+                Some(TargetUnion::Version(version)) => *version,
+                _ => 0,
+            };
+            current.map_or(0, Current::version).cmp(&wanted)
+        }
+        Some(CompareTarget::Lease) => {
+            let row = current.map(Current::row).transpose()?.unwrap_or_default();
+            let wanted = match wanted {
+                Some(TargetUnion::Lease(lease)) => *lease,
+                _ => 0,
+            };
+            Row::parse(&row)?.lease.cmp(&wanted)
+        }
+        None => Ordering::Equal,
+    };
+    Ok(match CompareResult::try_from(compare.result) {
+        Ok(CompareResult::Equal) => ordering.is_eq(),
+        Ok(CompareResult::NotEqual) => ordering.is_ne(),
+        Ok(CompareResult::Greater) => ordering.is_gt(),
+        Ok(CompareResult::Less) => ordering.is_lt(),
+        Err(_) => true,
+    })
+}

@@ -1,0 +1,255 @@
+//! The machine that applies entries: dispatch, the one batch of an entry, its effects.
+
+use super::alarm::Alarms;
+use super::quota::Quota;
+use super::{Applied, Effect, Event, Reply, check};
+use crate::base::error::Error;
+use crate::lease::{LeaseReader, LeaseTable};
+use crate::mvcc::backend::{Backend, BackendError, Batch, Op};
+use crate::mvcc::{self, Change, CompactProgress, ReadError, Reader, Store};
+use crate::pb::etcdserverpb as rpc;
+use std::sync::Arc;
+
+/// Skipped entries after which the position is written even if nothing else is.
+const SKIPPED_MAX: u64 = 1024;
+
+/// What members may be configured with. The state does not depend on it, except for `min_ttl` and
+/// `persist_checkpoints`, which must be the same on all members.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Shortest TTL that a lease gets, in seconds.
+    pub min_ttl: i64,
+    /// Space quota; 0 is etcd's default, a negative one is none.
+    pub quota_bytes: i64,
+    /// Whether lease checkpoints are written to bucket Lease.
+    pub persist_checkpoints: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        // etcd: 3/2 of 10 election ticks of 100 ms, rounded up to seconds.
+        Self { min_ttl: 2, quota_bytes: 0, persist_checkpoints: false }
+    }
+}
+
+/// The replicated machine. One thread owns it.
+#[derive(Debug)]
+pub struct Machine {
+    pub(super) store: Store,
+    pub(super) leases: LeaseTable,
+    pub(super) alarms: Alarms,
+    pub(super) quota: Quota,
+    /// Rows outside bucket Key that the entry changes.
+    pub(super) ops: Vec<Op>,
+    pub(super) effects: Vec<Effect>,
+    /// The entry was applied beyond the quota: its answer is "no space".
+    full: bool,
+    backend: Handle,
+    position: (u64, u64),
+    submitted: (u64, u64),
+    damage: Option<BackendError>,
+}
+
+struct Handle(Arc<dyn Backend>);
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Backend")
+    }
+}
+
+impl Machine {
+    /// Rebuilds the state from the engine. A hole in the revisions is an error.
+    pub fn open(backend: Arc<dyn Backend>, options: Options) -> Result<Self, BackendError> {
+        let (store, leased) = Store::open(Arc::clone(&backend))?;
+        let persist = options.persist_checkpoints;
+        let leases = LeaseTable::open(&*backend, options.min_ttl, persist, leased)?;
+        let alarms = Alarms::open(&*backend)?;
+        let position = backend.position();
+        Ok(Self {
+            store,
+            leases,
+            alarms,
+            quota: Quota::new(options.quota_bytes),
+            ops: Vec::new(),
+            effects: Vec::new(),
+            full: false,
+            backend: Handle(backend),
+            position,
+            submitted: position,
+            damage: None,
+        })
+    }
+
+    /// Raft index and term of the newest entry that the state contains.
+    pub fn position(&self) -> (u64, u64) {
+        self.position
+    }
+
+    /// A handle for reads of the store.
+    pub fn reader(&self) -> Reader {
+        self.store.reader()
+    }
+
+    /// A handle for reads of the leases.
+    pub fn lease_reader(&self) -> LeaseReader {
+        self.leases.reader()
+    }
+
+    /// The raised alarms, by kind and member.
+    pub fn alarms(&self) -> Vec<rpc::AlarmMember> {
+        self.alarms.get(rpc::AlarmType::None)
+    }
+
+    /// Damage met while applying. From then on nothing is applied and the member must stop.
+    pub fn damage(&self) -> Option<&BackendError> {
+        self.damage.as_ref()
+    }
+
+    /// Another byte budget for the rows that the index holds.
+    pub fn set_row_bytes_max(&mut self, bytes: usize) {
+        self.store.set_row_bytes_max(bytes);
+    }
+
+    /// Applies a committed entry. Readers see it when this returns. An entry at or below the
+    /// position is applied already and gives nothing.
+    pub fn apply(&mut self, index: u64, term: u64, request: &rpc::InternalRaftRequest) -> Applied {
+        if self.damage.is_some() {
+            return Applied { result: Err(Error::Corrupt), effects: Vec::new() };
+        }
+        if index <= self.position.0 {
+            return Applied { result: Ok(Reply::Empty), effects: Vec::new() };
+        }
+        let answer = match check::gate(&self.alarms, request) {
+            Ok(()) => self.dispatch(request),
+            Err(error) => Err(ReadError::Refused(error)),
+        };
+        let result = match answer {
+            Ok(_) if std::mem::take(&mut self.full) => Err(Error::NoSpace),
+            Ok(reply) => Ok(reply),
+            Err(error) => {
+                self.store.rollback();
+                self.ops.clear();
+                self.effects.clear();
+                if let ReadError::Damage(damage) = &error {
+                    self.damage = Some(damage.clone());
+                    return Applied { result: Err(Error::Corrupt), effects: Vec::new() };
+                }
+                Err(error.into())
+            }
+        };
+        self.position = (index, term);
+        let changes = self.submit();
+        let mut effects = std::mem::take(&mut self.effects);
+        if !changes.is_empty() {
+            let revision = self.store.revision();
+            let events = changes.into_iter().map(|change| event(change, revision)).collect();
+            effects.insert(0, Effect::Events { revision, events });
+        }
+        Applied { result, effects }
+    }
+
+    /// Moves past an entry without effect on this state. The position reaches the engine with a
+    /// later batch.
+    pub fn skip(&mut self, index: u64, term: u64) {
+        self.record(index, term, Vec::new());
+    }
+
+    /// Moves past an entry whose effect is these rows, made elsewhere (members, say).
+    pub fn record(&mut self, index: u64, term: u64, ops: Vec<Op>) {
+        if index > self.position.0 && self.damage.is_none() {
+            self.position = (index, term);
+            self.ops = ops;
+            self.submit();
+        }
+    }
+
+    /// Hands the position to the engine if skipped entries moved it.
+    pub fn flush_position(&mut self) {
+        if self.position != self.submitted {
+            self.submit_ops(Vec::new());
+        }
+    }
+
+    /// Works on scheduled compactions, looking at up to `limit` rows.
+    pub fn compact_step(&mut self, limit: usize) -> Result<CompactProgress, BackendError> {
+        let (ops, progress) = self.store.compact_step(limit)?;
+        if !ops.is_empty() {
+            self.submit_ops(ops);
+        }
+        Ok(progress)
+    }
+
+    /// The revision up to which [`Machine::compact_step`] has work.
+    pub fn compaction_pending(&self) -> Option<i64> {
+        self.store.compaction_pending()
+    }
+
+    /// The newest revision whose compaction is complete, −1 before the first.
+    pub fn finished_compact_revision(&self) -> i64 {
+        self.store.finished_compact_revision()
+    }
+
+    /// Closes the entry: the engine first, then the leases, then the readers.
+    fn submit(&mut self) -> Vec<Change> {
+        let (mut ops, changes) = self.store.commit();
+        ops.append(&mut self.ops);
+        if !ops.is_empty() || self.position.0 - self.submitted.0 >= SKIPPED_MAX {
+            self.submit_ops(ops);
+        }
+        for change in &changes {
+            self.leases.hang(&change.key, change.lease);
+        }
+        if !changes.is_empty() {
+            self.store.publish();
+        }
+        changes
+    }
+
+    fn submit_ops(&mut self, ops: Vec<Op>) {
+        let (consistent_index, term) = self.position;
+        let revision = self.store.revision();
+        self.backend.0.submit(Batch { ops, consistent_index, term, revision });
+        self.submitted = self.position;
+    }
+
+    fn dispatch(&mut self, request: &rpc::InternalRaftRequest) -> Result<Reply, ReadError> {
+        if let Some(r) = &request.put {
+            let full = !self.quota.fits(&*self.backend.0, check::put_cost(r));
+            let reply = Reply::Put(self.put(r, false)?);
+            self.full = full;
+            Ok(reply)
+        } else if let Some(r) = &request.txn {
+            let full = !self.quota.fits(&*self.backend.0, check::txn_cost(r));
+            let reply = Reply::Txn(self.txn(r)?);
+            self.full = full;
+            Ok(reply)
+        } else if let Some(r) = &request.range {
+            Ok(Reply::Range(self.store.range(r)?))
+        } else if let Some(r) = &request.delete_range {
+            Ok(Reply::DeleteRange(self.delete_range(r)?))
+        } else if let Some(r) = &request.compaction {
+            Ok(Reply::Compaction(self.compaction(r)?))
+        } else if let Some(r) = &request.lease_grant {
+            let full = !self.quota.fits(&*self.backend.0, check::LEASE_COST);
+            let reply = Reply::LeaseGrant(self.lease_grant(r)?);
+            self.full = full;
+            Ok(reply)
+        } else if let Some(r) = &request.lease_revoke {
+            Ok(Reply::LeaseRevoke(self.lease_revoke(r)?))
+        } else if let Some(r) = &request.lease_checkpoint {
+            Ok(Reply::LeaseCheckpoint(self.lease_checkpoint(r)))
+        } else if let Some(r) = &request.alarm {
+            Ok(Reply::Alarm(self.alarm(r)))
+        } else if check::is_other(request) {
+            Err(ReadError::Refused(Error::NotImplemented))
+        } else {
+            Ok(Reply::Empty)
+        }
+    }
+}
+
+fn event(change: Change, mod_revision: i64) -> Event {
+    let kv = if change.delete { mvcc::kv_deleted(&change.key, mod_revision) } else { change.row };
+    Event { key: change.key, delete: change.delete, kv, mod_revision }
+}

@@ -1,0 +1,128 @@
+//! Compaction: rows that no revision above the compacted one can see go away, in batches.
+
+use crate::base::ids::Revision;
+use crate::mvcc::backend::{BackendError, Bucket, Op};
+use crate::mvcc::hash::{HASHES_MAX, Hasher, KvHash, is_newest_at};
+use crate::mvcc::read::Shared;
+use crate::mvcc::row::{Row, parse_revision_key, revision_key};
+use bytes::Bytes;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Whether a compaction still has rows to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompactProgress {
+    /// Every scheduled compaction is finished.
+    Done,
+    /// Call again.
+    More,
+}
+
+/// Meta row of the newest compaction that was asked for.
+pub(crate) const SCHEDULED: &[u8] = b"scheduledCompactRev";
+/// Meta row of the newest compaction that is complete.
+pub(crate) const FINISHED: &[u8] = b"finishedCompactRev";
+
+/// One scheduled compaction.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) revision: i64,
+    previous: i64,
+    /// Whether the hash covers all since the compaction before: not after an interruption.
+    hash_is_whole: bool,
+    progress: Option<Progress>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    hasher: Hasher,
+    next: Bytes,
+}
+
+/// What a step found to do.
+pub(crate) struct Step {
+    /// Changes for the engine.
+    pub(crate) ops: Vec<Op>,
+    /// User keys whose history ends at the job's revision, and whether its newest version stays.
+    pub(crate) trims: Vec<(Bytes, bool)>,
+    /// Whether the job is complete.
+    pub(crate) finished: bool,
+}
+
+impl Job {
+    pub(crate) fn new(revision: i64, previous: i64, hash_is_whole: bool) -> Self {
+        Self { revision, previous, hash_is_whole, progress: None }
+    }
+
+    /// Looks at up to `limit` rows. The index is trimmed by the caller.
+    pub(crate) fn step(&mut self, shared: &Shared, limit: usize) -> Result<Step, BackendError> {
+        let (revision, previous) = (self.revision, self.previous);
+        let progress = self.progress.get_or_insert_with(|| Progress {
+            hasher: Hasher::new(previous, shared.index.any_at(revision, true)),
+            next: Bytes::new(),
+        });
+        let limit = limit.max(1);
+        let mut step = Step { ops: Vec::new(), trims: Vec::new(), finished: false };
+        let end = revision_key(Revision { main: revision + 1, sub: 0 });
+        let mut seen = 0;
+        let mut next = None;
+        let mut failed = None;
+        let from = progress.next.clone();
+        shared.backend.scan(Bucket::Key, &from, Some(&end), &mut |key, value| {
+            if seen == limit {
+                next = Some(Bytes::copy_from_slice(key));
+                return ControlFlow::Break(());
+            }
+            seen += 1;
+            let looked = parse_revision_key(key).and_then(|at @ (row, tombstone)| {
+                let newest = is_newest_at(&shared.index, revision, row, value)?;
+                let keep = newest && (!tombstone || row.main == revision);
+                if newest {
+                    step.trims.push((Bytes::copy_from_slice(Row::parse(value)?.key), keep));
+                }
+                if !keep {
+                    step.ops.push((Bucket::Key, Bytes::copy_from_slice(key), None));
+                }
+                progress.hasher.row(key, value, at, || Ok(keep))
+            });
+            match looked {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(damage) => {
+                    failed = Some(damage);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        if let Some(damage) = failed {
+            return Err(damage);
+        }
+        match next {
+            Some(next) => progress.next = next,
+            None => {
+                step.finished = true;
+                step.ops.push(meta(FINISHED, revision));
+                // 0 asks for the current revision's hash, which must not be this one.
+                if self.hash_is_whole && revision > 0 {
+                    let hash = progress.hasher.sum();
+                    remember(shared, KvHash { hash, revision, compact_revision: previous });
+                }
+            }
+        }
+        Ok(step)
+    }
+}
+
+/// A Meta row that holds a revision.
+pub(crate) fn meta(name: &'static [u8], revision: i64) -> Op {
+    let value = revision_key(Revision { main: revision, sub: 0 });
+    (Bucket::Meta, Bytes::from_static(name), Some(Bytes::copy_from_slice(&value)))
+}
+
+fn remember(shared: &Shared, hash: KvHash) {
+    let mut hashes = shared.hashes.load().as_ref().clone();
+    hashes.push(hash);
+    hashes.sort_by_key(|h| h.revision);
+    let surplus = hashes.len().saturating_sub(HASHES_MAX);
+    hashes.drain(..surplus);
+    shared.hashes.store(Arc::new(hashes));
+}

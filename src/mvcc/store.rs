@@ -1,0 +1,454 @@
+//! The writer's side of the store: one transaction at a time, taken back or committed as a whole.
+
+use crate::base::error::Error;
+use crate::base::ids::Revision;
+use crate::base::limits::INDEX_ROW_BYTES_MAX;
+use crate::mvcc::backend::{Backend, BackendError, Bucket, Op};
+use crate::mvcc::compact::{self, CompactProgress, Job};
+use crate::mvcc::index::{Head, Index, KeyEntry, Keys};
+use crate::mvcc::read::{ReadError, Reader, Shared};
+use crate::mvcc::row::{Row, key_in_row, parse_revision_key, revision_key, tombstone_key};
+use crate::pb::etcdserverpb as rpc;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// One change of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The user key; shares the row's bytes.
+    pub key: Bytes,
+    /// The stored row.
+    pub row: Bytes,
+    /// Whether the key was deleted.
+    pub delete: bool,
+    /// The lease that the key now hangs on, or 0.
+    pub lease: i64,
+}
+
+/// A live key as the transaction sees it.
+pub struct Current<'a> {
+    shared: &'a Shared,
+    head: arc_swap::Guard<Arc<Head>>,
+}
+
+impl Current<'_> {
+    /// Revision that created the key.
+    pub fn create_revision(&self) -> i64 {
+        self.head.create_revision
+    }
+
+    /// Revision of the newest version.
+    pub fn mod_revision(&self) -> i64 {
+        self.head.revision.main
+    }
+
+    /// Writes since the creation.
+    pub fn version(&self) -> i64 {
+        self.head.version
+    }
+
+    /// Encoded `mvccpb.KeyValue`.
+    pub fn row(&self) -> Result<Bytes, BackendError> {
+        match &self.head.row {
+            Some(row) => Ok(row.clone()),
+            None => self.shared.row(self.head.revision),
+        }
+    }
+}
+
+/// Newest rows kept in the index, first in first out, within a byte budget.
+struct RowCache {
+    bytes: usize,
+    bytes_max: usize,
+    rows: usize,
+    queue: VecDeque<(Arc<KeyEntry>, Revision)>,
+}
+
+impl RowCache {
+    fn replaced(&mut self, old: Option<&Head>, new: Option<&Head>) {
+        if let Some(row) = old.and_then(|head| head.row.as_ref()) {
+            self.bytes -= row.len();
+            self.rows -= 1;
+        }
+        if let Some(row) = new.and_then(|head| head.row.as_ref()) {
+            self.bytes += row.len();
+            self.rows += 1;
+        }
+    }
+
+    fn evict(&mut self) {
+        while self.bytes > self.bytes_max
+            && let Some((entry, revision)) = self.queue.pop_front()
+        {
+            let head = entry.head();
+            if head.revision == revision && head.row.is_some() {
+                let bare = Arc::new(head.with(None, head.older.clone()));
+                drop(head);
+                let old = entry.swap(bare);
+                self.replaced(Some(&old), None);
+            }
+        }
+        // A key that is overwritten again and again leaves stale places in the queue.
+        if self.queue.len() > 2 * self.rows + 1024 {
+            self.queue.retain(|(entry, revision)| {
+                let head = entry.head();
+                head.revision == *revision && head.row.is_some()
+            });
+        }
+    }
+}
+
+/// The store. Changes become visible to readers at [`Store::publish`].
+pub struct Store {
+    shared: Arc<Shared>,
+    cache: RowCache,
+    /// Revision of the last committed transaction.
+    revision: i64,
+    changes: Vec<Change>,
+    ops: Vec<Op>,
+    /// For each change its key's entry and old head, to take it back.
+    undo: Vec<(Arc<KeyEntry>, Option<Arc<Head>>)>,
+    jobs: VecDeque<Job>,
+    finished: i64,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("revision", &self.revision).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Builds the index by one scan of bucket Key. Also gives the live keys that hang on leases.
+    pub fn open(backend: Arc<dyn Backend>) -> Result<(Self, BTreeMap<Bytes, i64>), BackendError> {
+        let read = |name: &[u8]| match backend.get(Bucket::Meta, name)? {
+            Some(value) => parse_revision_key(&value).map(|(revision, _)| revision.main),
+            None => Ok(-1),
+        };
+        let (scheduled, finished) = (read(compact::SCHEDULED)?, read(compact::FINISHED)?);
+        let compacted = scheduled.max(finished);
+        let mut store = Self {
+            shared: Arc::new(Shared {
+                index: Index::default(),
+                backend: Arc::clone(&backend),
+                revision: AtomicI64::new(1),
+                compacted: AtomicI64::new(compacted),
+                hashes: ArcSwap::default(),
+            }),
+            cache: RowCache {
+                bytes: 0,
+                bytes_max: INDEX_ROW_BYTES_MAX,
+                rows: 0,
+                queue: VecDeque::new(),
+            },
+            revision: compacted.max(1),
+            changes: Vec::new(),
+            ops: Vec::new(),
+            undo: Vec::new(),
+            jobs: VecDeque::new(),
+            finished,
+        };
+        if scheduled > finished {
+            store.jobs.push_back(Job::new(scheduled, finished, false));
+        }
+        let mut leased = BTreeMap::new();
+        let mut failed = None;
+        backend.scan(Bucket::Key, &[], None, &mut |key, value| match store.restore(
+            key,
+            value,
+            compacted,
+            &mut leased,
+        ) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(damage) => {
+                failed = Some(damage);
+                ControlFlow::Break(())
+            }
+        })?;
+        if let Some(damage) = failed {
+            return Err(damage);
+        }
+        store.publish();
+        Ok((store, leased))
+    }
+
+    fn restore(
+        &mut self,
+        key: &[u8],
+        value: &Bytes,
+        compacted: i64,
+        leased: &mut BTreeMap<Bytes, i64>,
+    ) -> Result<(), BackendError> {
+        let (revision, tombstone) = parse_revision_key(key)?;
+        if revision.main > compacted.max(1) {
+            if revision.main > self.revision + 1 {
+                return Err(BackendError(format!(
+                    "hole: revision {} follows {} in bucket key",
+                    revision.main, self.revision
+                )));
+            }
+            self.revision = revision.main;
+        }
+        let row = Row::parse(value)?;
+        let entry = self.shared.index.get(row.key);
+        if tombstone {
+            leased.remove(row.key);
+            if entry.is_none() {
+                // The deletion of a key whose other versions are compacted.
+                return Ok(());
+            }
+        } else if row.lease != 0 {
+            leased.insert(Bytes::copy_from_slice(row.key), row.lease);
+        } else {
+            leased.remove(row.key);
+        }
+        let head = Head {
+            revision,
+            create_revision: row.create_revision,
+            version: row.version,
+            tombstone,
+            row: (!tombstone).then(|| Bytes::copy_from_slice(value)),
+            older: entry.as_ref().map(|entry| entry.head().history()),
+        };
+        self.set_head(row.key, entry, head);
+        self.cache.evict();
+        Ok(())
+    }
+
+    fn set_head(
+        &mut self,
+        key: &[u8],
+        entry: Option<Arc<KeyEntry>>,
+        head: Head,
+    ) -> (Arc<KeyEntry>, Option<Arc<Head>>) {
+        let (revision, cached) = (head.revision, head.row.is_some());
+        let head = Arc::new(head);
+        let (entry, old) = match entry {
+            Some(entry) => {
+                let old = entry.swap(Arc::clone(&head));
+                (entry, Some(old))
+            }
+            None => {
+                (self.shared.index.insert(Bytes::copy_from_slice(key), Arc::clone(&head)), None)
+            }
+        };
+        self.cache.replaced(old.as_deref(), Some(&head));
+        if cached {
+            self.cache.queue.push_back((Arc::clone(&entry), revision));
+        }
+        (entry, old)
+    }
+
+    /// Another byte budget for the rows in the index.
+    pub fn set_row_bytes_max(&mut self, bytes: usize) {
+        self.cache.bytes_max = bytes;
+        self.cache.evict();
+    }
+
+    /// A handle for readers.
+    pub fn reader(&self) -> Reader {
+        Reader::new(Arc::clone(&self.shared))
+    }
+
+    /// Revision of the last committed transaction.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// Revision as the open transaction sees it: one more once it changed something.
+    pub fn txn_revision(&self) -> i64 {
+        self.revision + i64::from(!self.changes.is_empty())
+    }
+
+    /// Newest compacted revision, −1 before the first.
+    pub fn compact_revision(&self) -> i64 {
+        self.shared.compacted.load(Ordering::Relaxed)
+    }
+
+    /// Newest revision whose compaction is complete, −1 before the first.
+    pub fn finished_compact_revision(&self) -> i64 {
+        self.finished
+    }
+
+    /// A live key, with the open transaction's changes.
+    pub fn current(&self, key: &[u8]) -> Option<Current<'_>> {
+        let entry = self.shared.index.get(key)?;
+        let head = entry.head();
+        (!head.tombstone).then_some(Current { shared: &self.shared, head })
+    }
+
+    /// Visits the live keys of a range until `visit` gives false.
+    pub fn visit_current(
+        &self,
+        key: &[u8],
+        range_end: &[u8],
+        mut visit: impl FnMut(Current<'_>) -> bool,
+    ) {
+        self.shared.index.visit(Keys::new(key, range_end), |_, entry| {
+            let head = entry.head();
+            head.tombstone || visit(Current { shared: &self.shared, head })
+        });
+    }
+
+    /// etcd's Range, with the open transaction's changes.
+    pub fn range(&self, request: &rpc::RangeRequest) -> Result<rpc::RangeResponse, ReadError> {
+        self.shared.range(request, self.txn_revision())
+    }
+
+    fn next_revision(&self) -> Revision {
+        Revision { main: self.revision + 1, sub: self.changes.len() as i64 }
+    }
+
+    /// Writes a key in the open transaction and gives the transaction's revision.
+    pub fn put(&mut self, key: &[u8], value: &[u8], lease: i64) -> i64 {
+        let revision = self.next_revision();
+        let entry = self.shared.index.get(key);
+        let mut create_revision = revision.main;
+        let mut version = 1;
+        let mut older = None;
+        if let Some(entry) = &entry {
+            let head = entry.head();
+            if !head.tombstone {
+                create_revision = head.create_revision;
+                version = head.version + 1;
+            }
+            older = Some(head.history());
+        }
+        let mod_revision = revision.main;
+        let row = Row { key, create_revision, mod_revision, version, value, lease }.encode();
+        let head = Head {
+            revision,
+            create_revision,
+            version,
+            tombstone: false,
+            row: Some(row.clone()),
+            older,
+        };
+        let undo = self.set_head(key, entry, head);
+        self.undo.push(undo);
+        self.ops.push((
+            Bucket::Key,
+            Bytes::copy_from_slice(&revision_key(revision)),
+            Some(row.clone()),
+        ));
+        let key = key_in_row(&row, key.len());
+        self.changes.push(Change { key, row, delete: false, lease });
+        revision.main
+    }
+
+    /// Deletes the live keys of a range in the open transaction and gives their number.
+    pub fn delete_range(&mut self, key: &[u8], range_end: &[u8]) -> i64 {
+        let mut doomed = Vec::new();
+        self.shared.index.visit(Keys::new(key, range_end), |key, entry| {
+            if !entry.head().tombstone {
+                doomed.push((key.clone(), Arc::clone(entry)));
+            }
+            true
+        });
+        let count = doomed.len() as i64;
+        for (key, entry) in doomed {
+            let revision = self.next_revision();
+            let older = Some(entry.head().history());
+            let head = Head {
+                revision,
+                create_revision: 0,
+                version: 0,
+                tombstone: true,
+                row: None,
+                older,
+            };
+            let undo = self.set_head(&key, Some(entry), head);
+            self.undo.push(undo);
+            let row = Row { key: &key, ..Row::default() }.encode();
+            self.ops.push((
+                Bucket::Key,
+                Bytes::copy_from_slice(&tombstone_key(revision)),
+                Some(row.clone()),
+            ));
+            self.changes.push(Change { key, row, delete: true, lease: 0 });
+        }
+        count
+    }
+
+    /// Closes the transaction: what the engine has to write, and what changed. Readers see it after
+    /// [`Store::publish`], which must follow the engine's `submit`.
+    pub fn commit(&mut self) -> (Vec<Op>, Vec<Change>) {
+        if !self.changes.is_empty() {
+            self.revision += 1;
+        }
+        self.undo.clear();
+        (std::mem::take(&mut self.ops), std::mem::take(&mut self.changes))
+    }
+
+    /// Takes back everything since the last commit.
+    pub fn rollback(&mut self) {
+        self.ops.clear();
+        while let (Some((entry, old)), Some(change)) = (self.undo.pop(), self.changes.pop()) {
+            match old {
+                Some(old) => {
+                    let dropped = entry.swap(Arc::clone(&old));
+                    self.cache.replaced(Some(&dropped), Some(&old));
+                }
+                None => {
+                    self.shared.index.remove(&change.key);
+                    let head = entry.head();
+                    self.cache.replaced(Some(&head), None);
+                }
+            }
+        }
+    }
+
+    /// Lets readers see all commits.
+    pub fn publish(&mut self) {
+        self.shared.revision.store(self.revision, Ordering::Release);
+        self.cache.evict();
+    }
+
+    /// Accepts a compaction: the op that schedules it. Older revisions are gone for readers at once.
+    pub fn schedule_compaction(&mut self, revision: i64) -> Result<Op, Error> {
+        let compacted = self.compact_revision();
+        if revision <= compacted {
+            return Err(Error::Compacted);
+        }
+        if revision > self.revision {
+            return Err(Error::FutureRev);
+        }
+        self.shared.compacted.store(revision, Ordering::SeqCst);
+        self.jobs.push_back(Job::new(revision, compacted, self.jobs.is_empty()));
+        Ok(compact::meta(compact::SCHEDULED, revision))
+    }
+
+    /// Works on the oldest scheduled compaction, looking at up to `limit` rows. The ops must be
+    /// submitted before the next call.
+    pub fn compact_step(
+        &mut self,
+        limit: usize,
+    ) -> Result<(Vec<Op>, CompactProgress), BackendError> {
+        let Some(job) = self.jobs.front_mut() else {
+            return Ok((Vec::new(), CompactProgress::Done));
+        };
+        let revision = job.revision;
+        let step = job.step(&self.shared, limit)?;
+        for (key, keep) in step.trims {
+            if let Some((old, new)) = self.shared.index.trim(&key, revision, keep) {
+                self.cache.replaced(Some(&old), new.as_deref());
+            }
+        }
+        if step.finished {
+            self.finished = revision;
+            self.jobs.pop_front();
+        }
+        let progress =
+            if self.jobs.is_empty() { CompactProgress::Done } else { CompactProgress::More };
+        Ok((step.ops, progress))
+    }
+
+    /// The revision up to which `compact_step` has work.
+    pub fn compaction_pending(&self) -> Option<i64> {
+        self.jobs.back().map(|job| job.revision)
+    }
+}
