@@ -1,1 +1,4 @@
-//! (in the making)
+//! Bytes between processes: listeners, TLS and the peer protocol.
+//! Uses: base, pb
+
+pub mod rafthttp;
