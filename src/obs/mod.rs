@@ -1,1 +1,4 @@
-//! (in the making)
+//! What operators see: metrics and logs.
+//! Uses: nothing
+
+pub mod metrics;

@@ -1,4 +1,9 @@
 //! Bytes between processes: listeners, TLS and the peer protocol.
-//! Uses: base, pb
+//! Uses: base, obs, pb
 
+pub mod listen;
 pub mod rafthttp;
+pub mod tls;
+
+#[cfg(test)]
+mod tests;

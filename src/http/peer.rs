@@ -1,0 +1,164 @@
+//! The peer listener's pages that are not raft's.
+
+use crate::actors::handle::NodeHandle;
+use crate::base::error::Error;
+use crate::http::text::{allow, error_text, failure, typed, version};
+use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, Member};
+use crate::pb::leasepb::{LeaseInternalRequest, LeaseInternalResponse};
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode};
+use axum::routing::any;
+use prost::Message;
+use std::time::Duration;
+
+/// The cluster's id on answers about members.
+const CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
+/// How long a lease request waits for this member to apply what it has committed.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often it looks.
+const APPLY_POLL: Duration = Duration::from_millis(5);
+/// Bytes of a lease request; the messages hold two numbers.
+const LEASE_BODY_BYTES_MAX: usize = 64 * 1024;
+/// A lease that a leader does not know has this TTL in an answer.
+const NO_LEASE_TTL: i64 = -1;
+
+/// `/members`, `/version`, `/leases` and `/leases/internal`. It has no fallback; the listener's is
+/// [`crate::http::not_found`].
+pub fn peer_router(node: NodeHandle) -> Router {
+    let (members_node, version_node, renew_node) = (node.clone(), node.clone(), node.clone());
+    Router::new()
+        .route("/members", any(move |method: Method| async move { members(&members_node, &method) }))
+        .route(
+            "/version",
+            any(move |method: Method| async move { version(&version_node, &method) }),
+        )
+        .route(
+            "/leases",
+            any(move |method: Method, body: Result<Bytes, axum::extract::rejection::BytesRejection>| async move {
+                lease(&method, body.ok(), |body| renew(renew_node, body)).await
+            }),
+        )
+        .route(
+            "/leases/internal",
+            any(move |method: Method, body: Result<Bytes, axum::extract::rejection::BytesRejection>| async move {
+                lease(&method, body.ok(), |body| time_to_live(node, body)).await
+            }),
+        )
+        .layer(DefaultBodyLimit::max(LEASE_BODY_BYTES_MAX))
+}
+
+/// A member as etcd's membership package writes it.
+fn member_json(member: &Member) -> serde_json::Value {
+    let mut object = serde_json::Map::new();
+    object.insert("id".to_owned(), member.id.into());
+    object.insert("peerURLs".to_owned(), member.peer_ur_ls.clone().into());
+    if member.is_learner {
+        object.insert("isLearner".to_owned(), true.into());
+    }
+    if !member.name.is_empty() {
+        object.insert("name".to_owned(), member.name.clone().into());
+    }
+    if !member.client_ur_ls.is_empty() {
+        object.insert("clientURLs".to_owned(), member.client_ur_ls.clone().into());
+    }
+    object.into()
+}
+
+fn members(node: &NodeHandle, method: &Method) -> Response<Body> {
+    if let Err(refusal) = allow(method, &Method::GET) {
+        return *refusal;
+    }
+    let list: Vec<_> = node.members().iter().map(member_json).collect();
+    let body = format!("{}\n", serde_json::Value::from(list));
+    let mut response = typed(StatusCode::OK, "application/json", body);
+    if let Ok(id) = HeaderValue::from_str(&node.cluster_id().to_string()) {
+        response.headers_mut().insert(CLUSTER_ID, id);
+    }
+    response
+}
+
+type Answered = Result<Vec<u8>, Box<Response<Body>>>;
+
+fn refuse(status: StatusCode, text: &str) -> Box<Response<Body>> {
+    Box::new(failure(status, text))
+}
+
+fn bad_message(_: prost::DecodeError) -> Box<Response<Body>> {
+    refuse(StatusCode::BAD_REQUEST, "error unmarshalling request")
+}
+
+async fn lease<F>(
+    method: &Method,
+    body: Option<Bytes>,
+    answer: impl FnOnce(Bytes) -> F,
+) -> Response<Body>
+where
+    F: Future<Output = Answered>,
+{
+    if *method != Method::POST {
+        return failure(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+    }
+    let Some(body) = body else {
+        return failure(StatusCode::BAD_REQUEST, "error reading body");
+    };
+    match answer(body).await {
+        Ok(message) => typed(StatusCode::OK, "application/protobuf", message),
+        Err(refusal) => *refusal,
+    }
+}
+
+/// Waits until everything committed at the call is applied.
+async fn caught_up(node: &NodeHandle) -> Result<(), Box<Response<Body>>> {
+    let target = node.raft_status().committed_index;
+    let wait = async {
+        while node.raft_status().applied_index < target {
+            tokio::time::sleep(APPLY_POLL).await;
+        }
+    };
+    tokio::time::timeout(APPLY_TIMEOUT, wait).await.map_err(|_| {
+        let text = "waiting for node to catch up its applied index has timed out";
+        refuse(StatusCode::REQUEST_TIMEOUT, text)
+    })
+}
+
+fn is_leader(node: &NodeHandle) -> bool {
+    node.raft_status().leader == node.member_id()
+}
+
+/// Only the leader answers, so that members without one do not forward in a circle.
+async fn renew(node: NodeHandle, body: Bytes) -> Answered {
+    let request = LeaseKeepAliveRequest::decode(body).map_err(bad_message)?;
+    caught_up(&node).await?;
+    if !is_leader(&node) {
+        return Err(refuse(StatusCode::BAD_REQUEST, "not a primary lessor"));
+    }
+    match node.lease_renew(request.id).await {
+        Ok(ttl) => {
+            let answer = LeaseKeepAliveResponse { id: request.id, ttl, ..Default::default() };
+            Ok(answer.encode_to_vec())
+        }
+        Err(Error::LeaseNotFound) => Err(refuse(StatusCode::NOT_FOUND, "lease not found")),
+        Err(error) => Err(refuse(StatusCode::BAD_REQUEST, &error_text(error))),
+    }
+}
+
+async fn time_to_live(node: NodeHandle, body: Bytes) -> Answered {
+    let request = LeaseInternalRequest::decode(body).map_err(bad_message)?;
+    let request = request.lease_time_to_live_request.unwrap_or_default();
+    caught_up(&node).await?;
+    if !is_leader(&node) {
+        return Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, "not a primary lessor"));
+    }
+    let mut answer = match node.lease_time_to_live(request).await {
+        Ok(answer) if answer.ttl != NO_LEASE_TTL => answer,
+        Ok(_) | Err(Error::LeaseNotFound) => {
+            return Err(refuse(StatusCode::NOT_FOUND, "lease not found"));
+        }
+        Err(error) => return Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, &error_text(error))),
+    };
+    // The member that asked fills in its own header.
+    answer.header = Some(Default::default());
+    Ok(LeaseInternalResponse { lease_time_to_live_response: Some(answer) }.encode_to_vec())
+}
