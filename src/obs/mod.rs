@@ -1,4 +1,5 @@
-//! What operators see: metrics and logs.
-//! Uses: nothing
+//! What operators see: logs in zap's shape, and etcd's metrics.
+//! Uses: base
 
+pub mod log;
 pub mod metrics;
