@@ -1,0 +1,143 @@
+//! What every service shares: the node, the reader, the options and the response headers.
+
+use super::layer::{NoObserver, Observer};
+use super::{status, validate};
+use crate::actors::handle::NodeHandle;
+use crate::apply::Reply;
+use crate::base::error::Result;
+use crate::base::limits::{GRPC_OVERHEAD_BYTES, REQUEST_BYTES_MAX};
+use crate::pb::etcdserverpb as rpc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tonic::Status;
+
+/// The etcd version this server answers with.
+pub const VERSION: &str = "3.5.17";
+/// Operations one transaction may hold unless the caller says otherwise (etcd: `--max-txn-ops`).
+pub const TXN_OPS_MAX: usize = 128;
+/// Election timeout unless the caller says otherwise (etcd: `--election-timeout`).
+pub const ELECTION_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// The store as the edge reads it.
+pub trait Reads: Send + Sync + 'static {
+    /// Evaluates a range on the state applied so far; the header holds the revision.
+    fn range(&self, request: &rpc::RangeRequest) -> Result<rpc::RangeResponse>;
+    /// Evaluates a transaction whose operations are all ranges.
+    fn txn_readonly(&self, request: &rpc::TxnRequest) -> Result<rpc::TxnResponse>;
+    /// Current revision.
+    fn revision(&self) -> i64;
+    /// Hash of the keys up to `rev` (0: now): the hash, the current and the compacted revision.
+    fn hash_kv(&self, rev: i64) -> Result<(u32, i64, i64)>;
+    /// Hash of the whole backend.
+    fn hash(&self) -> Result<u32>;
+    /// Bytes the backend takes.
+    fn size_bytes(&self) -> u64;
+    /// Bytes of the backend that hold data.
+    fn size_in_use_bytes(&self) -> u64 {
+        self.size_bytes()
+    }
+}
+
+/// What the caller decides about the edge.
+#[derive(Clone)]
+pub struct GrpcOptions {
+    /// Largest raft request in bytes; a received message may be `GRPC_OVERHEAD_BYTES` larger.
+    pub max_request_bytes: usize,
+    /// Operations one transaction may hold.
+    pub max_txn_ops: usize,
+    /// How long an election may take; after three of them without a leader, streams that require
+    /// one end.
+    pub election_timeout: Duration,
+    /// Draws a candidate lease id; the edge clears the sign bit and draws again on 0.
+    pub lease_ids: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// Gets the calls counted.
+    pub observer: Arc<dyn Observer>,
+    /// What `grpc.health.v1` answers for the whole server; a dropped sender freezes it.
+    pub serving: watch::Receiver<bool>,
+}
+
+impl GrpcOptions {
+    /// etcd's defaults around the given source of lease ids.
+    pub fn new(lease_ids: Arc<dyn Fn() -> u64 + Send + Sync>) -> Self {
+        Self {
+            max_request_bytes: REQUEST_BYTES_MAX,
+            max_txn_ops: TXN_OPS_MAX,
+            election_timeout: ELECTION_TIMEOUT,
+            lease_ids,
+            observer: Arc::new(NoObserver),
+            serving: watch::channel(true).1,
+        }
+    }
+}
+
+/// The node, the reader and the options, shared by the services.
+pub struct Edge {
+    /// The node.
+    pub node: NodeHandle,
+    /// The store.
+    pub reads: Arc<dyn Reads>,
+    /// The caller's choices.
+    pub options: GrpcOptions,
+}
+
+impl Edge {
+    /// Joins the parts.
+    pub fn new(node: NodeHandle, reads: Arc<dyn Reads>, options: GrpcOptions) -> Self {
+        Self { node, reads, options }
+    }
+
+    /// Largest message a client may send.
+    pub fn message_bytes_max(&self) -> usize {
+        self.options.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES)
+    }
+
+    /// Fills in cluster, member and term; a revision that apply left at 0 becomes the current one.
+    pub fn fill(&self, header: &mut Option<rpc::ResponseHeader>) {
+        let header = header.get_or_insert_default();
+        self.fill_identity(header);
+        if header.revision == 0 {
+            header.revision = self.reads.revision();
+        }
+    }
+
+    /// A header at the current revision.
+    pub fn header(&self) -> Option<rpc::ResponseHeader> {
+        let mut header = None;
+        self.fill(&mut header);
+        header
+    }
+
+    /// A header without revision, as the Cluster service answers.
+    pub fn header_without_revision(&self) -> Option<rpc::ResponseHeader> {
+        let mut header = rpc::ResponseHeader::default();
+        self.fill_identity(&mut header);
+        Some(header)
+    }
+
+    fn fill_identity(&self, header: &mut rpc::ResponseHeader) {
+        header.cluster_id = self.node.cluster_id().0;
+        header.member_id = self.node.member_id().0;
+        header.raft_term = self.node.raft_status().term;
+    }
+
+    /// Checks the size and proposes.
+    pub async fn propose(
+        &self,
+        request: rpc::InternalRaftRequest,
+    ) -> std::result::Result<Reply, Status> {
+        validate::raft_request_size(
+            &request,
+            self.node.member_id(),
+            self.options.max_request_bytes,
+        )
+        .map_err(status::of)?;
+        self.node.propose(request).await.map_err(status::of)
+    }
+}
+
+/// The status for a reply that does not belong to its request: a bug of this server.
+pub fn unexpected(reply: &Reply) -> Status {
+    tracing::error!(?reply, "a request was answered with another request's reply");
+    Status::internal("etcdserver: unexpected reply")
+}

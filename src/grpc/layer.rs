@@ -1,0 +1,227 @@
+//! What every call passes before and after its service: admission, counting, deadline.
+
+use super::edge::Edge;
+use super::messages::{Interrupt, Received, Sent, code_in};
+use super::methods::{self, Kind, Lookup, Method};
+use super::status;
+use crate::actors::handle::NodeHandle;
+use crate::base::error::{Error, Result};
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::HeaderMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+/// Metadata with which a client asks for an error when its member has no leader.
+const HAS_LEADER: &str = "hasleader";
+/// Metadata with the client's version, for counting only.
+const CLIENT_API_VERSION: &str = "client-api-version";
+/// Election timeouts without a leader after which streams that require one end (etcd v3.5.17
+/// `v3rpc/interceptor.go` maxNoLeaderCnt).
+const NO_LEADER_ELECTIONS_MAX: u32 = 3;
+/// Digits a `grpc-timeout` may have.
+const TIMEOUT_DIGITS_MAX: usize = 8;
+
+/// Gets told about calls, for the `grpc_server_*` and `etcd_server_client_requests_total` counters.
+/// Calls refused by admission are not counted as started.
+pub trait Observer: Send + Sync + 'static {
+    /// A client came; `kind` is "unary" or "stream", `version` what it says of itself.
+    fn client_request(&self, kind: &'static str, version: &str);
+    /// A call begins.
+    fn started(&self, kind: Kind, service: &'static str, method: &'static str);
+    /// A call ended; once per started call. A call that the client dropped ends as Cancelled.
+    fn handled(&self, kind: Kind, service: &'static str, method: &'static str, code: Code);
+    /// A message came in.
+    fn msg_received(&self, kind: Kind, service: &'static str, method: &'static str);
+    /// A message went out.
+    fn msg_sent(&self, kind: Kind, service: &'static str, method: &'static str);
+}
+
+/// Counts nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoObserver;
+
+impl Observer for NoObserver {
+    fn client_request(&self, _: &'static str, _: &str) {}
+    fn started(&self, _: Kind, _: &'static str, _: &'static str) {}
+    fn handled(&self, _: Kind, _: &'static str, _: &'static str, _: Code) {}
+    fn msg_received(&self, _: Kind, _: &'static str, _: &'static str) {}
+    fn msg_sent(&self, _: Kind, _: &'static str, _: &'static str) {}
+}
+
+/// One call as the observer sees it; its two bodies share it.
+pub struct Call {
+    observer: Arc<dyn Observer>,
+    method: &'static Method,
+    handled: AtomicBool,
+}
+
+impl Call {
+    fn start(observer: Arc<dyn Observer>, method: &'static Method) -> Arc<Self> {
+        observer.started(method.kind, method.service, method.name);
+        Arc::new(Self { observer, method, handled: AtomicBool::new(false) })
+    }
+
+    /// A message came in.
+    pub fn received(&self) {
+        self.observer.msg_received(self.method.kind, self.method.service, self.method.name);
+    }
+
+    /// A message went out.
+    pub fn sent(&self) {
+        self.observer.msg_sent(self.method.kind, self.method.service, self.method.name);
+    }
+
+    /// The call ended with `code`; later ends are ignored.
+    pub fn handled(&self, code: Code) {
+        if !self.handled.swap(true, Ordering::Relaxed) {
+            self.observer.handled(self.method.kind, self.method.service, self.method.name, code);
+        }
+    }
+}
+
+impl Drop for Call {
+    /// Nobody can end it any more: the client went away.
+    fn drop(&mut self) {
+        self.handled(Code::Cancelled);
+    }
+}
+
+/// Admits a call, hands it to its service and watches over the answer.
+pub async fn guard(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
+    let method = match methods::find(request.uri().path()) {
+        Lookup::Found(method) => method,
+        Lookup::UnknownMethod { service, name } => {
+            let text = format!("unknown method {name} for service {service}");
+            return Status::unimplemented(text).into_http();
+        }
+        Lookup::UnknownService { service } => {
+            return Status::unimplemented(format!("unknown service {service}")).into_http();
+        }
+    };
+    if let Err(error) = admit(&edge, method, request.headers()) {
+        return status::of(error).into_http();
+    }
+    let deadline = timeout_in(request.headers()).map(|timeout| Instant::now() + timeout);
+    let follow_leader = method.kind != Kind::Unary && requires_leader(request.headers());
+    let call = Call::start(edge.options.observer.clone(), method);
+    let message_bytes_max = edge.message_bytes_max();
+    let request =
+        request.map(|body| Body::new(Received::new(body, call.clone(), message_bytes_max)));
+    let response = match before(deadline, next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => status::of(error).into_http(),
+    };
+    if let Some(code) = code_in(response.headers()) {
+        call.handled(code);
+        return response;
+    }
+    let mut interrupts: Vec<Interrupt> = Vec::new();
+    if let Some(deadline) = deadline {
+        interrupts.push(Box::pin(async move {
+            tokio::time::sleep_until(deadline).await;
+            status::of(Error::DeadlineExceeded)
+        }));
+    }
+    if follow_leader {
+        let lost = leader_lost(edge.node.clone(), edge.options.election_timeout);
+        interrupts.push(Box::pin(lost));
+    }
+    response.map(|body| Body::new(Sent::new(body, call, interrupts)))
+}
+
+/// The checks of etcd's interceptors. A learner also refuses a linearizable Range, which only its
+/// service can tell from a serializable one.
+fn admit(edge: &Edge, method: &Method, headers: &HeaderMap) -> Result<()> {
+    let raft = edge.node.raft_status();
+    if raft.is_learner && !served_by_learner(method) {
+        return Err(Error::NotSupportedForLearner);
+    }
+    let version = headers.get(CLIENT_API_VERSION).and_then(|value| value.to_str().ok());
+    let kind = if method.kind == Kind::Unary { "unary" } else { "stream" };
+    edge.options.observer.client_request(kind, version.unwrap_or("unknown"));
+    if requires_leader(headers) && raft.leader.0 == 0 {
+        return Err(Error::NoLeader);
+    }
+    Ok(())
+}
+
+fn served_by_learner(method: &Method) -> bool {
+    matches!(
+        (method.service, method.name),
+        ("etcdserverpb.Maintenance", "Status" | "Snapshot") | ("etcdserverpb.KV", "Range")
+    )
+}
+
+fn requires_leader(headers: &HeaderMap) -> bool {
+    headers.get(HAS_LEADER).is_some_and(|value| value.as_bytes() == b"true")
+}
+
+/// Returns when the member has been without leader for so long that streams should move on.
+async fn leader_lost(node: NodeHandle, election_timeout: Duration) -> Status {
+    let mut elections = 0;
+    while elections < NO_LEADER_ELECTIONS_MAX {
+        tokio::time::sleep(election_timeout).await;
+        elections = if node.raft_status().leader.0 == 0 { elections + 1 } else { 0 };
+    }
+    status::of(Error::NoLeader)
+}
+
+async fn before<T>(deadline: Option<Instant>, call: impl Future<Output = T>) -> Result<T> {
+    match deadline {
+        None => Ok(call.await),
+        Some(deadline) => {
+            tokio::time::timeout_at(deadline, call).await.map_err(|_| Error::DeadlineExceeded)
+        }
+    }
+}
+
+/// The time a client gives its call: up to eight digits and a unit. Malformed values are ignored.
+fn timeout_in(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty()
+        || digits.len() > TIMEOUT_DIGITS_MAX
+        || !digits.bytes().all(|byte| byte.is_ascii_digit())
+    {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts() {
+        let parse = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            timeout_in(&headers)
+        };
+        assert_eq!(parse("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(parse("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(parse("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(parse("1u"), Some(Duration::from_micros(1)));
+        for malformed in ["", "S", "5", "5s", "-5S", "123456789S", "5é"] {
+            assert_eq!(parse(malformed), None, "{malformed}");
+        }
+        assert_eq!(timeout_in(&HeaderMap::new()), None);
+    }
+}

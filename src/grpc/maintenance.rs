@@ -1,0 +1,140 @@
+//! The Maintenance service.
+
+use super::edge::{Edge, VERSION, unexpected};
+use super::status;
+use crate::apply::Reply;
+use crate::base::error::Error;
+use crate::pb::etcdserverpb as rpc;
+use futures_util::stream::Empty;
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+/// Maintenance over the node and the reader.
+pub struct Service(pub Arc<Edge>);
+
+#[tonic::async_trait]
+impl rpc::maintenance_server::Maintenance for Service {
+    async fn alarm(
+        &self,
+        request: Request<rpc::AlarmRequest>,
+    ) -> Result<Response<rpc::AlarmResponse>, Status> {
+        let request = request.into_inner();
+        let request = rpc::InternalRaftRequest { alarm: Some(request), ..Default::default() };
+        match self.0.propose(request).await? {
+            Reply::Alarm(mut response) => {
+                self.0.fill(&mut response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn status(
+        &self,
+        _: Request<rpc::StatusRequest>,
+    ) -> Result<Response<rpc::StatusResponse>, Status> {
+        let raft = self.0.node.raft_status();
+        let mut errors = Vec::new();
+        if raft.leader.0 == 0 {
+            errors.push(status::code_and_text(Error::NoLeader).1.to_owned());
+        }
+        errors.extend(self.0.node.alarms().iter().map(alarm_text));
+        Ok(Response::new(rpc::StatusResponse {
+            header: self.0.header(),
+            version: VERSION.to_owned(),
+            db_size: signed(self.0.reads.size_bytes()),
+            leader: raft.leader.0,
+            raft_index: raft.committed_index,
+            raft_term: raft.term,
+            raft_applied_index: raft.applied_index,
+            errors,
+            db_size_in_use: signed(self.0.reads.size_in_use_bytes()),
+            is_learner: raft.is_learner,
+        }))
+    }
+
+    async fn defragment(
+        &self,
+        _: Request<rpc::DefragmentRequest>,
+    ) -> Result<Response<rpc::DefragmentResponse>, Status> {
+        Err(status::of(Error::NotImplemented))
+    }
+
+    async fn hash(
+        &self,
+        _: Request<rpc::HashRequest>,
+    ) -> Result<Response<rpc::HashResponse>, Status> {
+        let hash = self.blocking(|edge| edge.reads.hash()).await?;
+        Ok(Response::new(rpc::HashResponse { header: self.0.header(), hash }))
+    }
+
+    async fn hash_kv(
+        &self,
+        request: Request<rpc::HashKvRequest>,
+    ) -> Result<Response<rpc::HashKvResponse>, Status> {
+        let asked = request.into_inner().revision;
+        let (hash, revision, compact_revision) =
+            self.blocking(move |edge| edge.reads.hash_kv(asked)).await?;
+        let mut header = Some(rpc::ResponseHeader { revision, ..Default::default() });
+        self.0.fill(&mut header);
+        Ok(Response::new(rpc::HashKvResponse { header, hash, compact_revision }))
+    }
+
+    type SnapshotStream = Empty<Result<rpc::SnapshotResponse, Status>>;
+
+    async fn snapshot(
+        &self,
+        _: Request<rpc::SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(status::of(Error::NotImplemented))
+    }
+
+    async fn move_leader(
+        &self,
+        _: Request<rpc::MoveLeaderRequest>,
+    ) -> Result<Response<rpc::MoveLeaderResponse>, Status> {
+        Err(status::of(Error::NotImplemented))
+    }
+
+    async fn downgrade(
+        &self,
+        _: Request<rpc::DowngradeRequest>,
+    ) -> Result<Response<rpc::DowngradeResponse>, Status> {
+        Err(status::of(Error::NotImplemented))
+    }
+}
+
+impl Service {
+    /// Hashes read the whole store: they run on a blocking thread.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Edge) -> crate::base::error::Result<T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let edge = self.0.clone();
+        match tokio::task::spawn_blocking(move || read(&edge)).await {
+            Ok(result) => result.map_err(status::of),
+            Err(error) => {
+                tracing::error!(%error, "a hash did not finish");
+                Err(Status::internal("etcdserver: read failed"))
+            }
+        }
+    }
+}
+
+/// An alarm as protobuf's compact text format prints it, trailing blank included.
+fn alarm_text(alarm: &rpc::AlarmMember) -> String {
+    let mut text = String::new();
+    if alarm.member_id != 0 {
+        text.push_str(&format!("memberID:{} ", alarm.member_id));
+    }
+    match rpc::AlarmType::try_from(alarm.alarm) {
+        Ok(rpc::AlarmType::None) => {}
+        Ok(kind) => text.push_str(&format!("alarm:{} ", kind.as_str_name())),
+        Err(_) => text.push_str(&format!("alarm:{} ", alarm.alarm)),
+    }
+    text
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
