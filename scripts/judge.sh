@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Builds and runs the programs that judge rusd from outside.
+#
+#   scripts/judge.sh diff --seeds 20        one random history to rusd and etcd
+#   scripts/judge.sh kill --members 3       SIGKILL rounds under writers
+#   scripts/judge.sh mixed --tls self       two etcd members and one rusd
+#   scripts/judge.sh badinput               hostile bytes on every port
+#   scripts/judge.sh damage                 torn, flipped, cut and deleted files
+#
+# RUSD_BIN (default: a release build of this tree) is the server under judgement,
+# ETCD_BIN (default: e2e/bin/etcd, built when absent) the reference.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+need() { command -v "$1" >/dev/null || { echo "judge.sh: $1 is needed: $2" >&2; exit 2; }; }
+need go "install Go 1.22 or later, https://go.dev/dl/"
+mkdir -p "$root/e2e/bin"
+(cd "$root/e2e/judge" && go build -o ../bin/judge .)
+judge=$root/e2e/bin/judge
+name=${1:-}
+[ $# -gt 0 ] && shift
+for a in "$@"; do
+	case $a in -h | -help | --help) exec "$judge" "$name" -h ;; esac
+done
+
+etcd() {
+	if [ -z "${ETCD_BIN:-}" ]; then
+		ETCD_BIN=$root/e2e/bin/etcd
+		if [ ! -x "$ETCD_BIN" ]; then
+			[ -f "$root/e2e/go.mod" ] || { echo "judge.sh: no e2e/go.mod to build etcd from; set ETCD_BIN" >&2; exit 2; }
+			echo "building etcd 3.5.17" >&2
+			(cd "$root/e2e" && go build -o bin/etcd go.etcd.io/etcd/server/v3)
+		fi
+	fi
+}
+rusd() {
+	if [ -z "${RUSD_BIN:-}" ]; then
+		need cargo "install Rust, https://rustup.rs"
+		(cd "$root" && cargo build --release --locked)
+		RUSD_BIN=${CARGO_TARGET_DIR:-$root/target}/release/rusd
+	fi
+}
+
+case $name in
+diff) etcd; rusd; exec "$judge" diff --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
+kill) rusd; exec "$judge" kill --server "$RUSD_BIN" "$@" ;;
+mixed) etcd; rusd; exec "$judge" mixed --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
+badinput) etcd; rusd; exec "$judge" badinput --etcd "$ETCD_BIN" --server "$RUSD_BIN" "$@" ;;
+damage) rusd; exec "$judge" damage --server "$RUSD_BIN" "$@" ;;
+*) exec "$judge" ;;
+esac
