@@ -1,1 +1,37 @@
-fn main() {}
+//! The daemon: parse, run, exit code.
+
+use rusd::cli::{self, Command};
+use std::io::Write as _;
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let env: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let code = match cli::parse(&args, &env) {
+        Command::Serve(config) => {
+            if let Err(error) = rusd::obs::log::init(&config.log) {
+                let _ = writeln!(std::io::stderr(), "{error}");
+                std::process::exit(1);
+            }
+            for note in &config.startup_notes {
+                rusd::obs::log::write_note(note, &config.log);
+            }
+            rusd::node::run(*config)
+        }
+        Command::Print(text) => {
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            0
+        }
+        Command::Exit { stderr, code } => {
+            let _ = std::io::stderr().write_all(stderr.as_bytes());
+            code
+        }
+        Command::NotYet(name) => {
+            let _ =
+                writeln!(std::io::stderr(), "rusd: the {name} command comes in a later release");
+            1
+        }
+    };
+    std::process::exit(code);
+}

@@ -1,4 +1,12 @@
-//! The actors and the handles by which edges reach them.
-//! Uses: apply, base, cluster, mvcc, pb, raft, storage
+//! The actors and the handles by which edges reach them. Who tells whom: edges ask RaftActor
+//! (propose, read index, step) and LeaseKeeper (renew, remaining); RaftActor tells StoreActor
+//! (register, apply) and LeaseKeeper (demoted); StoreActor tells RaftActor (applied) and
+//! LeaseKeeper (leases, promoted); LeaseKeeper tells RaftActor (propose revoke). Nobody waits.
+//! Uses: apply, base, cluster, mvcc, obs, pb, raft, storage
 
+pub mod core;
 pub mod handle;
+pub mod lease_keeper;
+pub mod raft;
+pub mod rt;
+pub mod store;

@@ -6,6 +6,7 @@ use crate::base::ids::LeaseId;
 use crate::mvcc::backend::BackendError;
 use crate::mvcc::{self, Current, ReadError, Row};
 use crate::pb::etcdserverpb as rpc;
+use crate::pb::mvccpb::KeyValue;
 use bytes::Bytes;
 use rpc::compare::{CompareResult, CompareTarget, TargetUnion};
 use rpc::request_op::Request;
@@ -187,62 +188,88 @@ impl Machine {
     }
 }
 
-fn branch(r: &rpc::TxnRequest, succeeded: bool) -> &[rpc::RequestOp] {
+pub(super) fn branch(r: &rpc::TxnRequest, succeeded: bool) -> &[rpc::RequestOp] {
     if succeeded { &r.success } else { &r.failure }
 }
 
-/// Whether a compare holds for one key; a missing key has zeros.
+/// Whether a compare holds for one row of the store; a missing key has zeros.
 fn holds_for(
     compare: &rpc::Compare,
     target: Option<CompareTarget>,
     current: Option<&Current<'_>>,
 ) -> Result<bool, BackendError> {
-    let wanted = compare.target_union.as_ref();
-    let ordering = match target {
-        Some(CompareTarget::Value) => {
-            let row = current.map(Current::row).transpose()?.unwrap_or_default();
-            let wanted: &[u8] = match wanted {
-                Some(TargetUnion::Value(value)) => value,
-                _ => &[],
-            };
-            Row::parse(&row)?.value.cmp(wanted)
+    let mut subject = Subject::default();
+    let row;
+    if let Some(current) = current {
+        subject.create_revision = current.create_revision();
+        subject.mod_revision = current.mod_revision();
+        subject.version = current.version();
+        if matches!(target, Some(CompareTarget::Value | CompareTarget::Lease)) {
+            row = current.row()?;
+            let parsed = Row::parse(&row)?;
+            subject.value = parsed.value;
+            subject.lease = parsed.lease;
         }
-        Some(CompareTarget::Create) => {
-            let wanted = match wanted {
+    }
+    Ok(subject.holds(compare))
+}
+
+/// Whether a compare holds for a decoded row.
+pub(super) fn compares(compare: &rpc::Compare, kv: &KeyValue) -> bool {
+    let subject = Subject {
+        create_revision: kv.create_revision,
+        mod_revision: kv.mod_revision,
+        version: kv.version,
+        lease: kv.lease,
+        value: &kv.value,
+    };
+    subject.holds(compare)
+}
+
+/// What a compare looks at.
+#[derive(Default)]
+struct Subject<'a> {
+    create_revision: i64,
+    mod_revision: i64,
+    version: i64,
+    lease: i64,
+    value: &'a [u8],
+}
+
+impl Subject<'_> {
+    /// A target without its value is compared with zero; an unknown target or result is equal
+    /// (etcd v3.5.17 `server/etcdserver/apply.go` applyCompare).
+    fn holds(&self, compare: &rpc::Compare) -> bool {
+        let wanted = compare.target_union.as_ref();
+        let ordering = match CompareTarget::try_from(compare.target) {
+            Ok(CompareTarget::Value) => match wanted {
+                Some(TargetUnion::Value(value)) => self.value.cmp(value),
+                _ => self.value.cmp(&[]),
+            },
+            Ok(CompareTarget::Create) => self.create_revision.cmp(&match wanted {
                 Some(TargetUnion::CreateRevision(revision)) => *revision,
                 _ => 0,
-            };
-            current.map_or(0, Current::create_revision).cmp(&wanted)
-        }
-        Some(CompareTarget::Mod) => {
-            let wanted = match wanted {
+            }),
+            Ok(CompareTarget::Mod) => self.mod_revision.cmp(&match wanted {
                 Some(TargetUnion::ModRevision(revision)) => *revision,
                 _ => 0,
-            };
-            current.map_or(0, Current::mod_revision).cmp(&wanted)
-        }
-        Some(CompareTarget::Version) => {
-            let wanted = match wanted {
+            }),
+            Ok(CompareTarget::Version) => self.version.cmp(&match wanted {
                 Some(TargetUnion::Version(version)) => *version,
                 _ => 0,
-            };
-            current.map_or(0, Current::version).cmp(&wanted)
-        }
-        Some(CompareTarget::Lease) => {
-            let row = current.map(Current::row).transpose()?.unwrap_or_default();
-            let wanted = match wanted {
+            }),
+            Ok(CompareTarget::Lease) => self.lease.cmp(&match wanted {
                 Some(TargetUnion::Lease(lease)) => *lease,
                 _ => 0,
-            };
-            Row::parse(&row)?.lease.cmp(&wanted)
+            }),
+            Err(_) => Ordering::Equal,
+        };
+        match CompareResult::try_from(compare.result) {
+            Ok(CompareResult::Equal) => ordering.is_eq(),
+            Ok(CompareResult::NotEqual) => ordering.is_ne(),
+            Ok(CompareResult::Greater) => ordering.is_gt(),
+            Ok(CompareResult::Less) => ordering.is_lt(),
+            Err(_) => true,
         }
-        None => Ordering::Equal,
-    };
-    Ok(match CompareResult::try_from(compare.result) {
-        Ok(CompareResult::Equal) => ordering.is_eq(),
-        Ok(CompareResult::NotEqual) => ordering.is_ne(),
-        Ok(CompareResult::Greater) => ordering.is_gt(),
-        Ok(CompareResult::Less) => ordering.is_lt(),
-        Err(_) => true,
-    })
+    }
 }

@@ -14,10 +14,12 @@ mod kv;
 mod lease;
 mod machine;
 mod quota;
+mod readonly;
 #[cfg(test)]
 mod tests;
 
 pub use machine::{Machine, Options};
+pub use readonly::txn_readonly;
 
 /// The answer to the one who proposed the entry. Headers hold the revision only; the edge fills in
 /// cluster, member and term.

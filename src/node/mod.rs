@@ -1,1 +1,174 @@
-//! (in the making)
+//! The composition: the only place that knows everyone. Boots a member from its flags, serves, and
+//! stops it.
+//! Uses: actors, apply, base, cli, cluster, grpc, http, lease, mvcc, obs, pb, raft, storage, transport
+
+mod boot;
+mod glue;
+mod publish;
+mod serve;
+
+use crate::actors::core::{Core, Shared};
+use crate::actors::lease_keeper::LeaseKeeper;
+use crate::actors::raft::{Parts, RaftActor};
+use crate::actors::store::{self, StoreActor};
+use crate::actors::{raft, rt};
+use crate::base::clock::{Clock, SystemClock};
+use crate::cli::config::Config;
+use crate::raft::driver::{Driver, Settings};
+use actix::Actor;
+use actix_rt::Arbiter;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+
+/// How long a stop waits for the actors to write down what they hold.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs a member until it is told to stop; the process's exit code.
+pub fn run(config: Config) -> i32 {
+    let system = actix_rt::System::with_tokio_rt(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .thread_name("rusd-edge")
+            .build()
+            .expect("a runtime starts")
+    });
+    // On the system's own thread, which arbiters need to be started from; connections are spawned
+    // onto the runtime's workers.
+    match system.block_on(member(config)) {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!(%error, "failed to start or run the member");
+            1
+        }
+    }
+}
+
+async fn member(config: Config) -> Result<(), String> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let tls = serve::tls(&config)?;
+    let listeners = serve::bind(&config)?;
+    let boot_config = config.clone();
+    let booted = tokio::task::spawn_blocking(move || boot::boot(&boot_config))
+        .await
+        .map_err(|error| error.to_string())??;
+    let election_timeout = Duration::from_millis(config.election_timeout_ms);
+    let tick_interval = Duration::from_millis(config.heartbeat_interval_ms);
+    let members = booted.members.clone();
+    let shared = Arc::new(Shared::new(
+        booted.member,
+        booted.cluster,
+        clock.unix(),
+        booted.applied,
+        members.clone(),
+        booted.machine.alarms(),
+    ));
+    let reader = booted.machine.reader();
+    let leases = booted.machine.lease_reader();
+    let driver = Driver::new(
+        Settings {
+            member: booted.member,
+            election_ticks: (config.election_timeout_ms / config.heartbeat_interval_ms) as usize,
+            pre_vote: config.pre_vote,
+            applied: booted.applied,
+        },
+        booted.log,
+        booted.wal.reader(),
+        &glue::raft_logger(),
+    )
+    .map_err(|error| error.to_string())?;
+
+    let connector = glue::Connector::new(&tls.peer);
+    let sink = Arc::new(glue::Sink::new(shared.clone()));
+    let transport =
+        glue::transport(&config, (booted.member, booted.cluster), connector.clone(), sink.clone());
+    let peers = glue::TransportPeers::new(transport.clone(), booted.member);
+    for member in members.iter() {
+        crate::actors::raft::Peers::change(
+            &peers,
+            crate::cluster::members::PeerChange::Add(member.clone()),
+        );
+    }
+
+    let granted: Vec<_> =
+        leases.list().into_iter().map(|id| (id, leases.get(id).unwrap_or_default())).collect();
+    let keeper_shared = shared.clone();
+    let keeper_clock = clock.clone();
+    let keeper = LeaseKeeper::start_in_arbiter(&Arbiter::new().handle(), move |_| {
+        LeaseKeeper::new(granted, election_timeout, keeper_shared, keeper_clock)
+    });
+    let store_shared = shared.clone();
+    let machine = booted.machine;
+    let store = StoreActor::start_in_arbiter(&Arbiter::new().handle(), move |_| {
+        StoreActor::new(machine, members, store_shared)
+    });
+    let parts = Parts {
+        driver,
+        wal: booted.wal,
+        store: store.clone(),
+        lease_keeper: keeper.clone(),
+        peers: Box::new(peers),
+        shared: shared.clone(),
+        clock: clock.clone(),
+        tick_interval,
+    };
+    // StoreActor and the sink hold RaftActor's address before it starts, since its start may
+    // already commit entries.
+    let (address, addressed) = oneshot::channel();
+    let raft_store = store.clone();
+    let raft_keeper = keeper.clone();
+    let raft_shared = shared.clone();
+    let raft_sink = sink.clone();
+    RaftActor::start_in_arbiter(&Arbiter::new().handle(), move |ctx| {
+        use actix::AsyncContext as _;
+        let raft = ctx.address();
+        raft_store.do_send(store::Connect { raft: raft.clone(), lease_keeper: raft_keeper });
+        raft_shared.connect(raft.clone());
+        raft_sink.connect(raft.clone());
+        let _ = address.send(raft);
+        RaftActor::new(parts)
+    });
+    let raft_addr = addressed.await.map_err(|_| "RaftActor did not start".to_owned())?;
+
+    let core = Arc::new(Core {
+        shared: shared.clone(),
+        raft: raft_addr.clone(),
+        lease_keeper: keeper,
+        leases,
+        forward: Arc::new(glue::Forward::new(connector.clone())),
+        clock: clock.clone(),
+        election_timeout,
+    });
+    let (stop, stopping) = watch::channel(false);
+    let (serving, serving_seen) = watch::channel(true);
+    serve::peers(&config, &tls, listeners.peer, &core, &transport, stopping.clone());
+    publish::spawn_version_monitor(core.clone(), connector.clone(), stopping.clone());
+
+    tokio::select! {
+        () = publish::publish(&core, &config) => {}
+        () = serve::stop_signal() => return Ok(()),
+    }
+    let reads = Arc::new(glue::Reads { reader, engine: booted.engine.clone() });
+    let ports = (listeners.client, listeners.http);
+    let metrics = listeners.metrics;
+    serve::clients(&config, &tls, ports, metrics, &core, reads, serving_seen, stopping.clone())?;
+    serve::stop_signal().await;
+
+    let _ = serving.send(false);
+    let _ = stop.send(true);
+    transport.stop();
+    let stopped = async {
+        let (done, finished) = oneshot::channel();
+        raft_addr.do_send(raft::Stop(done));
+        let _ = finished.await;
+        let (done, finished) = oneshot::channel();
+        store.do_send(store::Stop(done));
+        let _ = finished.await;
+    };
+    let _ = tokio::time::timeout(STOP_TIMEOUT, stopped).await;
+    let engine = booted.engine;
+    if let Err(error) = tokio::task::spawn_blocking(move || engine.close()).await {
+        rt::fatal(&format!("failed to close the engine: {error}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,358 @@
+//! What actors publish and edges read without asking, and the node that edges hold.
+
+use crate::actors::handle::{Answer, Node, RaftStatus};
+use crate::actors::lease_keeper::{self, LeaseKeeper};
+use crate::actors::raft::{self, RaftActor};
+use crate::apply::Reply;
+use crate::base::clock::Clock;
+use crate::base::error::{Error, Result};
+use crate::base::ids::{ClusterId, LeaseId, MemberId};
+use crate::cluster::members::Members;
+use crate::lease::LeaseReader;
+use crate::pb::etcdserverpb as rpc;
+use crate::raft::driver::Standing;
+use actix::Addr;
+use arc_swap::ArcSwap;
+use prost::Message as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{oneshot, watch};
+
+/// Draws ids that no other member and no earlier life of this one draws: member, time, counter
+/// (etcd v3.5.17 `pkg/idutil`).
+#[derive(Debug)]
+pub struct Ids {
+    prefix: u64,
+    suffix: AtomicU64,
+}
+
+impl Ids {
+    /// `unix` is the wall clock at start.
+    pub fn new(member: MemberId, unix: Duration) -> Ids {
+        let millis = unix.as_millis() as u64 & ((1 << 40) - 1);
+        Ids { prefix: (member.0 & 0xffff) << 48, suffix: AtomicU64::new(millis << 8) }
+    }
+
+    /// The next id.
+    pub fn next(&self) -> u64 {
+        let suffix = self.suffix.fetch_add(1, Ordering::Relaxed) + 1;
+        self.prefix | (suffix & ((1 << 48) - 1))
+    }
+}
+
+/// Published state: one writer each, any number of readers.
+pub struct Shared {
+    pub member_id: MemberId,
+    pub cluster_id: ClusterId,
+    pub ids: Ids,
+    standing: ArcSwap<Standing>,
+    applied: watch::Sender<u64>,
+    members: ArcSwap<Members>,
+    alarms: ArcSwap<Vec<rpc::AlarmMember>>,
+    leader_changed_at: ArcSwap<Option<Instant>>,
+    leader_changes: AtomicU64,
+    raft: OnceLock<Addr<RaftActor>>,
+}
+
+impl Shared {
+    /// The state after recovery.
+    pub fn new(
+        member_id: MemberId,
+        cluster_id: ClusterId,
+        unix: Duration,
+        applied: u64,
+        members: Members,
+        alarms: Vec<rpc::AlarmMember>,
+    ) -> Shared {
+        Shared {
+            member_id,
+            cluster_id,
+            ids: Ids::new(member_id, unix),
+            standing: ArcSwap::default(),
+            applied: watch::Sender::new(applied),
+            members: ArcSwap::from_pointee(members),
+            alarms: ArcSwap::from_pointee(alarms),
+            leader_changed_at: ArcSwap::default(),
+            leader_changes: AtomicU64::new(0),
+            raft: OnceLock::new(),
+        }
+    }
+
+    /// Raft's standing, at most one flush old.
+    pub fn standing(&self) -> Standing {
+        **self.standing.load()
+    }
+
+    /// RaftActor only.
+    pub fn publish_standing(&self, standing: Standing) {
+        self.standing.store(Arc::new(standing));
+    }
+
+    /// Index of the newest applied entry.
+    pub fn applied_index(&self) -> u64 {
+        *self.applied.borrow()
+    }
+
+    /// StoreActor only.
+    pub fn publish_applied(&self, index: u64) {
+        self.applied.send_replace(index);
+    }
+
+    /// The member table.
+    pub fn members(&self) -> Arc<Members> {
+        self.members.load_full()
+    }
+
+    /// StoreActor only.
+    pub fn publish_members(&self, members: &Members) {
+        self.members.store(Arc::new(members.clone()));
+    }
+
+    /// StoreActor only.
+    pub fn publish_alarms(&self, alarms: Vec<rpc::AlarmMember>) {
+        self.alarms.store(Arc::new(alarms));
+    }
+
+    /// RaftActor only.
+    pub fn leader_changed(&self, now: Instant) {
+        self.leader_changed_at.store(Arc::new(Some(now)));
+        self.leader_changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often the leader has changed since start.
+    pub fn leader_changes(&self) -> u64 {
+        self.leader_changes.load(Ordering::Relaxed)
+    }
+
+    /// Where proposals go; set once, while the node is put together.
+    pub fn connect(&self, raft: Addr<RaftActor>) {
+        let first = self.raft.set(raft).is_ok();
+        assert!(first, "RaftActor is connected once");
+    }
+
+    /// Proposes without waiting for the outcome.
+    pub fn propose_quietly(&self, mut request: rpc::InternalRaftRequest) {
+        let id = self.ids.next();
+        request.header.get_or_insert_with(Default::default).id = id;
+        let Some(raft) = self.raft.get() else {
+            return;
+        };
+        raft.do_send(raft::Propose { id, data: request.encode_to_vec().into(), reply: None });
+    }
+}
+
+/// How followers reach the leader for what only it knows; the transport implements it.
+pub trait LeaseForward: Send + Sync + 'static {
+    /// Renews at the leader, whose peer URLs are given.
+    fn renew(&self, leader_urls: Vec<String>, id: i64) -> Answer<'_, Result<i64>>;
+    /// Asks the leader for the rest of a lease's time.
+    fn time_to_live(
+        &self,
+        leader_urls: Vec<String>,
+        request: rpc::LeaseTimeToLiveRequest,
+    ) -> Answer<'_, Result<rpc::LeaseTimeToLiveResponse>>;
+}
+
+/// The node as edges hold it.
+pub struct Core {
+    pub shared: Arc<Shared>,
+    pub raft: Addr<RaftActor>,
+    pub lease_keeper: Addr<LeaseKeeper>,
+    pub leases: LeaseReader,
+    pub forward: Arc<dyn LeaseForward>,
+    pub clock: Arc<dyn Clock>,
+    pub election_timeout: Duration,
+}
+
+/// Part of the request timeout that does not depend on the election timeout
+/// (etcd v3.5.17 `config.go` ReqTimeout: 5 s for the disk, two elections).
+const REQUEST_TIMEOUT_BASE: Duration = Duration::from_secs(5);
+/// Pause between attempts to reach a leader for a lease call (etcd: half an election timeout, 500 ms).
+const FORWARD_PAUSE: Duration = Duration::from_millis(500);
+
+impl Core {
+    /// How long a request may take.
+    pub fn request_timeout(&self) -> Duration {
+        REQUEST_TIMEOUT_BASE + 2 * self.election_timeout
+    }
+
+    fn timeout_error(&self, started: Instant) -> Error {
+        let changed_at = **self.shared.leader_changed_at.load();
+        if let Some(changed_at) = changed_at {
+            let lost_at = changed_at.checked_sub(2 * self.election_timeout);
+            if lost_at.is_none_or(|lost_at| started > lost_at) && started < changed_at {
+                return Error::TimeoutDueToLeaderFail;
+            }
+        }
+        Error::Timeout
+    }
+
+    async fn propose_encoded(&self, id: u64, data: Vec<u8>) -> Result<Reply> {
+        let started = self.clock.now();
+        let (reply, answer) = oneshot::channel();
+        let proposal = raft::Propose { id, data: data.into(), reply: Some(reply) };
+        match self.raft.try_send(proposal) {
+            Ok(()) => {}
+            Err(actix::prelude::SendError::Full(_)) => return Err(Error::TooManyRequests),
+            Err(actix::prelude::SendError::Closed(_)) => return Err(Error::Stopped),
+        }
+        match tokio::time::timeout(self.request_timeout(), answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(self.timeout_error(started)),
+        }
+    }
+
+    /// Proposes a bare v2 request (attributes, cluster version).
+    pub async fn propose_v2(&self, mut request: rpc::Request) -> Result<Reply> {
+        let id = self.shared.ids.next();
+        request.id = id;
+        self.propose_encoded(id, request.encode_to_vec()).await
+    }
+
+    async fn read_index(&self) -> Result<u64> {
+        let (reply, answer) = oneshot::channel();
+        match self.raft.try_send(raft::ReadIndex(reply)) {
+            Ok(()) => {}
+            Err(actix::prelude::SendError::Full(_)) => return Err(Error::TooManyRequests),
+            Err(actix::prelude::SendError::Closed(_)) => return Err(Error::Stopped),
+        }
+        answer.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    async fn wait_applied(&self, index: u64) -> Result<()> {
+        if self.shared.applied_index() >= index {
+            return Ok(());
+        }
+        let mut applied = self.shared.applied.subscribe();
+        applied.wait_for(|applied| *applied >= index).await.map(|_| ()).map_err(|_| Error::Stopped)
+    }
+
+    async fn with_timeout<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match tokio::time::timeout(self.request_timeout(), work).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    fn leader_urls(&self) -> Option<Vec<String>> {
+        let leader = self.shared.standing().leader;
+        Some(self.shared.members().get(leader)?.peer_urls.clone())
+    }
+
+    async fn renew_here(&self, id: i64) -> Result<i64> {
+        let (reply, answer) = oneshot::channel();
+        self.lease_keeper.do_send(lease_keeper::Renew { id: LeaseId(id), reply });
+        answer.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    async fn remaining_here(&self, id: i64) -> Result<(i64, i64)> {
+        let (reply, answer) = oneshot::channel();
+        self.lease_keeper.do_send(lease_keeper::Remaining { id: LeaseId(id), reply });
+        answer.await.unwrap_or(Err(Error::Stopped))
+    }
+}
+
+impl Node for Core {
+    fn member_id(&self) -> MemberId {
+        self.shared.member_id
+    }
+
+    fn cluster_id(&self) -> ClusterId {
+        self.shared.cluster_id
+    }
+
+    fn raft_status(&self) -> RaftStatus {
+        let standing = self.shared.standing();
+        RaftStatus {
+            term: standing.term,
+            leader: standing.leader,
+            committed_index: standing.committed,
+            applied_index: self.shared.applied_index(),
+            is_learner: standing.is_learner,
+        }
+    }
+
+    fn propose(&self, mut request: rpc::InternalRaftRequest) -> Answer<'_, Result<Reply>> {
+        let id = self.shared.ids.next();
+        request.header.get_or_insert_with(Default::default).id = id;
+        Box::pin(self.propose_encoded(id, request.encode_to_vec()))
+    }
+
+    fn linearizable_read_notify(&self) -> Answer<'_, Result<()>> {
+        Box::pin(self.with_timeout(async {
+            let index = self.read_index().await?;
+            self.wait_applied(index).await
+        }))
+    }
+
+    fn members(&self) -> Vec<rpc::Member> {
+        self.shared.members().to_wire()
+    }
+
+    fn cluster_version(&self) -> Option<String> {
+        self.shared.members().version().map(str::to_owned)
+    }
+
+    fn lease_renew(&self, id: i64) -> Answer<'_, Result<i64>> {
+        Box::pin(self.with_timeout(async move {
+            loop {
+                match self.renew_here(id).await {
+                    Err(Error::NotLeader) => {}
+                    answer => return answer,
+                }
+                if let Some(urls) = self.leader_urls() {
+                    match self.forward.renew(urls, id).await {
+                        Err(Error::NotLeader | Error::NoLeader | Error::Timeout) => {}
+                        answer => return answer,
+                    }
+                }
+                tokio::time::sleep(FORWARD_PAUSE).await;
+            }
+        }))
+    }
+
+    fn lease_time_to_live(
+        &self,
+        request: rpc::LeaseTimeToLiveRequest,
+    ) -> Answer<'_, Result<rpc::LeaseTimeToLiveResponse>> {
+        Box::pin(self.with_timeout(async move {
+            loop {
+                match self.remaining_here(request.id).await {
+                    Ok((granted_ttl, ttl)) => {
+                        let keys = if request.keys {
+                            self.leases.keys(LeaseId(request.id))
+                        } else {
+                            Vec::new()
+                        };
+                        return Ok(rpc::LeaseTimeToLiveResponse {
+                            header: None,
+                            id: request.id,
+                            ttl,
+                            granted_ttl,
+                            keys,
+                        });
+                    }
+                    Err(Error::NotLeader) => {}
+                    Err(error) => return Err(error),
+                }
+                if let Some(urls) = self.leader_urls() {
+                    match self.forward.time_to_live(urls, request).await {
+                        Err(Error::NotLeader | Error::NoLeader | Error::Timeout) => {}
+                        answer => return answer,
+                    }
+                }
+                tokio::time::sleep(FORWARD_PAUSE).await;
+            }
+        }))
+    }
+
+    fn leases(&self) -> Vec<i64> {
+        self.leases.list().into_iter().map(|id| id.0).collect()
+    }
+
+    fn alarms(&self) -> Vec<rpc::AlarmMember> {
+        self.shared.alarms.load().as_ref().clone()
+    }
+}

@@ -1,0 +1,234 @@
+//! LeaseKeeper: deadlines of leases, while this member leads. Derived: rebuilt from what StoreActor
+//! tells; the leases themselves live in the replicated machine.
+
+use crate::actors::core::Shared;
+use crate::base::clock::Clock;
+use crate::base::error::{Error, Result};
+use crate::base::ids::LeaseId;
+use crate::pb::etcdserverpb as rpc;
+use actix::{Actor, AsyncContext, Context, Handler, Message};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// How often expired leases are looked for (etcd v3.5.17 `lease/lessor.go` expiry loop).
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+/// Revokes proposed in one look, so that an expiry wave leaves room for others.
+const REVOKES_PER_LOOK: usize = 1000;
+/// A revoke that did not come through is proposed again after this long.
+const REVOKE_RETRY: Duration = Duration::from_secs(3);
+
+/// A lease was granted with this TTL in seconds.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Granted {
+    pub id: LeaseId,
+    pub ttl: i64,
+}
+
+/// A lease is gone.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Revoked {
+    pub id: LeaseId,
+}
+
+/// This member leads in `term` and has applied everything before its leadership.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Promoted {
+    pub term: u64,
+}
+
+/// This member no longer leads.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Demoted;
+
+/// Starts a lease's time anew; its TTL in seconds.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Renew {
+    pub id: LeaseId,
+    pub reply: oneshot::Sender<Result<i64>>,
+}
+
+/// (granted TTL, remaining seconds) of a lease.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Remaining {
+    pub id: LeaseId,
+    pub reply: oneshot::Sender<Result<(i64, i64)>>,
+}
+
+struct Entry {
+    ttl: i64,
+    deadline: Option<Instant>,
+    /// Its revoke is on the way: it cannot be renewed any more.
+    revoking: bool,
+}
+
+/// See the module.
+pub struct LeaseKeeper {
+    leases: HashMap<LeaseId, Entry>,
+    /// (deadline, id), with stale pairs among them: the table decides.
+    queue: BinaryHeap<Reverse<(Instant, LeaseId)>>,
+    leading: Option<u64>,
+    /// A new leader gives every lease this much more, since it may have missed renewals.
+    extension: Duration,
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+}
+
+impl LeaseKeeper {
+    /// Starts with the recovered leases, leading nothing.
+    pub fn new(
+        leases: Vec<(LeaseId, i64)>,
+        extension: Duration,
+        shared: Arc<Shared>,
+        clock: Arc<dyn Clock>,
+    ) -> LeaseKeeper {
+        let leases = leases
+            .into_iter()
+            .map(|(id, ttl)| (id, Entry { ttl, deadline: None, revoking: false }))
+            .collect();
+        LeaseKeeper { leases, queue: BinaryHeap::new(), leading: None, extension, shared, clock }
+    }
+
+    fn set_deadline(&mut self, id: LeaseId, extension: Duration) {
+        let now = self.clock.now();
+        if let Some(entry) = self.leases.get_mut(&id) {
+            let ttl = Duration::from_secs(entry.ttl.max(0).unsigned_abs());
+            let deadline = now + ttl + extension;
+            entry.deadline = Some(deadline);
+            self.queue.push(Reverse((deadline, id)));
+        }
+    }
+
+    fn look(&mut self) {
+        let Some(term) = self.leading else {
+            return;
+        };
+        let standing = self.shared.standing();
+        if !standing.is_leader || standing.term != term {
+            return;
+        }
+        let now = self.clock.now();
+        for _ in 0..REVOKES_PER_LOOK {
+            let Some(Reverse((deadline, id))) = self.queue.peek().copied() else {
+                return;
+            };
+            if deadline > now {
+                return;
+            }
+            self.queue.pop();
+            if self.leases.get(&id).and_then(|entry| entry.deadline) != Some(deadline) {
+                continue;
+            }
+            let retry = now + REVOKE_RETRY;
+            if let Some(entry) = self.leases.get_mut(&id) {
+                entry.deadline = Some(retry);
+                entry.revoking = true;
+            }
+            self.queue.push(Reverse((retry, id)));
+            self.shared.propose_quietly(rpc::InternalRaftRequest {
+                lease_revoke: Some(rpc::LeaseRevokeRequest { id: id.0 }),
+                ..rpc::InternalRaftRequest::default()
+            });
+        }
+    }
+
+    fn arm(&self, ctx: &mut Context<Self>) {
+        ctx.run_later(EXPIRY_INTERVAL, |actor, ctx| {
+            actor.look();
+            actor.arm(ctx);
+        });
+    }
+}
+
+impl Actor for LeaseKeeper {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(crate::base::limits::RAFT_MAILBOX_MAX);
+        self.arm(ctx);
+    }
+}
+
+impl Handler<Granted> for LeaseKeeper {
+    type Result = ();
+
+    fn handle(&mut self, Granted { id, ttl }: Granted, _: &mut Self::Context) {
+        self.leases.insert(id, Entry { ttl, deadline: None, revoking: false });
+        if self.leading.is_some() {
+            self.set_deadline(id, Duration::ZERO);
+        }
+    }
+}
+
+impl Handler<Revoked> for LeaseKeeper {
+    type Result = ();
+
+    fn handle(&mut self, Revoked { id }: Revoked, _: &mut Self::Context) {
+        self.leases.remove(&id);
+    }
+}
+
+impl Handler<Promoted> for LeaseKeeper {
+    type Result = ();
+
+    fn handle(&mut self, Promoted { term }: Promoted, _: &mut Self::Context) {
+        self.leading = Some(term);
+        self.queue.clear();
+        let ids: Vec<LeaseId> = self.leases.keys().copied().collect();
+        for id in ids {
+            self.set_deadline(id, self.extension);
+        }
+    }
+}
+
+impl Handler<Demoted> for LeaseKeeper {
+    type Result = ();
+
+    fn handle(&mut self, _: Demoted, _: &mut Self::Context) {
+        self.leading = None;
+        self.queue.clear();
+    }
+}
+
+impl Handler<Renew> for LeaseKeeper {
+    type Result = ();
+
+    fn handle(&mut self, Renew { id, reply }: Renew, _: &mut Self::Context) {
+        let answer = match (self.leading, self.leases.get(&id)) {
+            (None, _) => Err(Error::NotLeader),
+            (Some(_), None) => Err(Error::LeaseNotFound),
+            (Some(_), Some(entry)) if entry.revoking => Err(Error::LeaseNotFound),
+            (Some(_), Some(entry)) => Ok(entry.ttl),
+        };
+        if answer.is_ok() {
+            self.set_deadline(id, Duration::ZERO);
+        }
+        let _ = reply.send(answer);
+    }
+}
+
+impl Handler<Remaining> for LeaseKeeper {
+    type Result = ();
+
+    fn handle(&mut self, Remaining { id, reply }: Remaining, _: &mut Self::Context) {
+        let now = self.clock.now();
+        let answer = match (self.leading, self.leases.get(&id)) {
+            (None, _) => Err(Error::NotLeader),
+            (Some(_), None) => Err(Error::LeaseNotFound),
+            (Some(_), Some(entry)) => {
+                let left =
+                    entry.deadline.map_or(Duration::ZERO, |d| d.saturating_duration_since(now));
+                Ok((entry.ttl, i64::try_from(left.as_secs()).unwrap_or(i64::MAX)))
+            }
+        };
+        let _ = reply.send(answer);
+    }
+}

@@ -1,0 +1,448 @@
+//! RaftActor: owns the raft driver and the WAL. Requests gather in its mailbox while it writes;
+//! one flush proposes, saves and sends for all of them.
+
+use crate::actors::core::Shared;
+use crate::actors::lease_keeper::{self, LeaseKeeper};
+use crate::actors::rt;
+use crate::actors::store::{self, StoreActor, Waiter};
+use crate::base::clock::Clock;
+use crate::base::error::{Error, Result};
+use crate::base::ids::MemberId;
+use crate::base::limits;
+use crate::cluster::members::PeerChange;
+use crate::pb::raftpb::Message as RaftMessage;
+use crate::raft::driver::{Change, Driver, Standing};
+use crate::raft::log::Archive;
+use crate::storage::wal::{Wal, WalReader};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// A read-index round that got no answer is asked again, under a new context, after this long
+/// (etcd v3.5.17 readIndexRetryTime).
+const READ_INDEX_RETRY: Duration = Duration::from_millis(500);
+/// An idle member writes its newest commit index down within this time.
+const COMMIT_WRITE_DELAY: Duration = Duration::from_millis(100);
+
+/// Where messages to peers go; the transport implements it and never blocks.
+pub trait Peers: Send + 'static {
+    fn send(&self, messages: Vec<RaftMessage>);
+    fn change(&self, change: PeerChange);
+}
+
+impl Archive for WalReader {
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        bytes_max: u64,
+    ) -> std::result::Result<Vec<crate::pb::raftpb::Entry>, String> {
+        WalReader::entries(self, low, high, bytes_max).map_err(|error| error.to_string())
+    }
+}
+
+/// Proposes one entry; the reply comes from the apply on this member.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Propose {
+    pub id: u64,
+    pub data: Bytes,
+    /// `None` if nobody waits for the outcome.
+    pub reply: Option<Waiter>,
+}
+
+/// Asks for an index that everything committed before the call lies at or below.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ReadIndex(pub oneshot::Sender<Result<u64>>);
+
+/// A message from a peer; answered when raft has taken or refused it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Step {
+    pub message: RaftMessage,
+    pub done: oneshot::Sender<std::result::Result<(), String>>,
+}
+
+/// A message to this peer was lost.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Unreachable(pub MemberId);
+
+/// StoreActor has applied up to `index`; `changes` are the conf changes on the way, as raft has to
+/// take them (a rejected one as a change of nothing).
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Applied {
+    pub index: u64,
+    pub changes: Vec<(Change, PeerChange)>,
+}
+
+/// Writes everything down; answered before the process ends.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Stop(pub oneshot::Sender<()>);
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Flush;
+
+struct Round {
+    context: u64,
+    asked_at: Instant,
+    waiters: Vec<oneshot::Sender<Result<u64>>>,
+}
+
+/// What the actor is made of.
+pub struct Parts {
+    pub driver: Driver<WalReader>,
+    pub wal: Wal,
+    pub store: Addr<StoreActor>,
+    pub lease_keeper: Addr<LeaseKeeper>,
+    pub peers: Box<dyn Peers>,
+    pub shared: Arc<Shared>,
+    pub clock: Arc<dyn Clock>,
+    pub tick_interval: Duration,
+}
+
+/// See the module.
+pub struct RaftActor {
+    parts: Parts,
+    standing: Standing,
+    proposals: VecDeque<Propose>,
+    round: Option<Round>,
+    next_round: Vec<oneshot::Sender<Result<u64>>>,
+    armed: bool,
+    last_tick: Instant,
+    /// Commit index that the WAL's newest hard state holds.
+    commit_written: u64,
+    last_write: Instant,
+}
+
+impl RaftActor {
+    /// Takes over the recovered parts. Start it in an Arbiter of its own: it writes to disk.
+    pub fn new(parts: Parts) -> RaftActor {
+        let now = parts.clock.now();
+        let commit_written = parts.driver.hard_state().commit;
+        RaftActor {
+            standing: Standing::default(),
+            proposals: VecDeque::new(),
+            round: None,
+            next_round: Vec::new(),
+            armed: false,
+            last_tick: now,
+            commit_written,
+            last_write: now,
+            parts,
+        }
+    }
+
+    fn arm(&mut self, ctx: &mut Context<Self>) {
+        if !self.armed {
+            self.armed = true;
+            ctx.notify(Flush);
+        }
+    }
+
+    fn arm_timer(&self, ctx: &mut Context<Self>) {
+        // Re-armed each time, so that a slow write never makes missed ticks fire in a burst.
+        ctx.run_later(self.parts.tick_interval, |actor, ctx| {
+            rt::or_abort("RaftActor", || {
+                actor.tick_if_due();
+                actor.flush();
+            });
+            actor.arm_timer(ctx);
+        });
+    }
+
+    fn tick_if_due(&mut self) {
+        let now = self.parts.clock.now();
+        if now.duration_since(self.last_tick) + Duration::from_millis(1) < self.parts.tick_interval
+        {
+            return;
+        }
+        self.last_tick = now;
+        self.parts.driver.tick();
+        if let Some(round) = &self.round
+            && now.duration_since(round.asked_at) >= READ_INDEX_RETRY
+        {
+            self.ask_again();
+        }
+        if now.duration_since(self.last_write) >= COMMIT_WRITE_DELAY {
+            self.write_commit();
+        }
+    }
+
+    /// A context is never sent twice: answers to the old one are ignored.
+    fn ask_again(&mut self) {
+        if let Some(round) = self.round.take() {
+            let mut waiters = round.waiters;
+            waiters.append(&mut self.next_round);
+            self.next_round = waiters;
+        }
+    }
+
+    fn write_commit(&mut self) {
+        let hard_state = self.parts.driver.hard_state();
+        if hard_state.commit == self.commit_written {
+            return;
+        }
+        if let Err(error) = self.parts.wal.save(Some(&hard_state), &[], true) {
+            rt::fatal(&format!("failed to write the WAL: {error}"));
+        }
+        self.commit_written = hard_state.commit;
+        self.last_write = self.parts.clock.now();
+    }
+
+    fn flush(&mut self) {
+        self.propose();
+        self.read_index();
+        while let Some(work) = self.parts.driver.work() {
+            if !work.messages.is_empty() {
+                self.parts.peers.send(work.messages.clone());
+            }
+            let dirty = work.hard_state.is_some() || !work.entries.is_empty();
+            if dirty {
+                let saved =
+                    self.parts.wal.save(work.hard_state.as_ref(), &work.entries, work.must_sync);
+                if let Err(error) = saved {
+                    rt::fatal(&format!("failed to write the WAL: {error}"));
+                }
+                self.last_write = self.parts.clock.now();
+                if let Some(hard_state) = &work.hard_state {
+                    self.commit_written = hard_state.commit;
+                }
+            }
+            let saved = self.parts.driver.saved(&work);
+            if !saved.messages.is_empty() {
+                self.parts.peers.send(saved.messages);
+            }
+            // IMPORTANT: the standing is published before entries of its term are applied, so that
+            // StoreActor knows that we lead when it applies the empty entry of our term.
+            self.follow_standing();
+            let mut committed = work.committed;
+            committed.extend(saved.committed);
+            if !committed.is_empty() {
+                self.parts.store.do_send(store::Apply(committed));
+            }
+            for (context, index) in work.read_states {
+                self.answer_round(context, index);
+            }
+            self.propose();
+            self.read_index();
+        }
+        self.follow_standing();
+    }
+
+    fn propose(&mut self) {
+        if self.proposals.is_empty() || self.standing.leader.0 == 0 {
+            return;
+        }
+        let mut bytes = 0;
+        let mut payloads = Vec::new();
+        let mut waiters = Vec::new();
+        while let Some(proposal) = self.proposals.front() {
+            if bytes > 0 && bytes + proposal.data.len() > limits::PROPOSE_BATCH_BYTES_MAX {
+                break;
+            }
+            let proposal = self.proposals.pop_front().expect("just seen");
+            if proposal.reply.as_ref().is_some_and(Waiter::is_closed) {
+                continue;
+            }
+            bytes += proposal.data.len();
+            payloads.push(proposal.data);
+            if let Some(reply) = proposal.reply {
+                waiters.push((proposal.id, reply));
+            }
+        }
+        if payloads.is_empty() {
+            return;
+        }
+        match self.parts.driver.propose(payloads) {
+            Ok(()) => self.parts.store.do_send(store::Register(waiters)),
+            Err(_) => {
+                for (_, reply) in waiters {
+                    let _ = reply.send(Err(Error::Timeout));
+                }
+            }
+        }
+    }
+
+    fn read_index(&mut self) {
+        if self.round.is_some() || self.next_round.is_empty() {
+            return;
+        }
+        if !self.parts.driver.can_read_index() {
+            return;
+        }
+        self.next_round.retain(|waiter| !waiter.is_closed());
+        if self.next_round.is_empty() {
+            return;
+        }
+        let context = self.parts.shared.ids.next();
+        self.round = Some(Round {
+            context,
+            asked_at: self.parts.clock.now(),
+            waiters: std::mem::take(&mut self.next_round),
+        });
+        self.parts.driver.read_index(context);
+    }
+
+    fn answer_round(&mut self, context: u64, index: u64) {
+        if self.round.as_ref().is_none_or(|round| round.context != context) {
+            return;
+        }
+        if let Some(round) = self.round.take() {
+            for waiter in round.waiters {
+                let _ = waiter.send(Ok(index));
+            }
+        }
+    }
+
+    fn follow_standing(&mut self) {
+        let standing = self.parts.driver.standing();
+        if standing == self.standing {
+            return;
+        }
+        let before = std::mem::replace(&mut self.standing, standing);
+        self.parts.shared.publish_standing(standing);
+        if before.leader == standing.leader && before.is_leader == standing.is_leader {
+            return;
+        }
+        let member = self.parts.shared.member_id;
+        if standing.is_leader && !before.is_leader {
+            tracing::info!(
+                term = standing.term,
+                "{member} became leader at term {}",
+                standing.term
+            );
+        }
+        if before.is_leader && !standing.is_leader {
+            self.parts.lease_keeper.do_send(lease_keeper::Demoted);
+        }
+        if standing.leader != before.leader {
+            self.parts.shared.leader_changed(self.parts.clock.now());
+            // A round in flight may be answered by acknowledgements of an older leadership.
+            if before.leader.0 != 0
+                && let Some(round) = self.round.take()
+            {
+                for waiter in round.waiters {
+                    let _ = waiter.send(Err(Error::LeaderChanged));
+                }
+            }
+        }
+    }
+}
+
+impl Actor for RaftActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(limits::RAFT_MAILBOX_MAX);
+        rt::or_abort("RaftActor", || {
+            if self.parts.driver.is_single_voter() {
+                let _ = self.parts.driver.campaign();
+            }
+            self.flush();
+        });
+        self.arm_timer(ctx);
+    }
+}
+
+impl Handler<Propose> for RaftActor {
+    type Result = ();
+
+    fn handle(&mut self, proposal: Propose, ctx: &mut Self::Context) {
+        let applied = self.parts.shared.applied_index();
+        if self.standing.committed > applied + limits::APPLY_GAP_MAX
+            || self.proposals.len() >= limits::PROPOSALS_PENDING_MAX
+        {
+            if let Some(reply) = proposal.reply {
+                let _ = reply.send(Err(Error::TooManyRequests));
+            }
+            return;
+        }
+        self.proposals.push_back(proposal);
+        self.arm(ctx);
+    }
+}
+
+impl Handler<ReadIndex> for RaftActor {
+    type Result = ();
+
+    fn handle(&mut self, ReadIndex(reply): ReadIndex, ctx: &mut Self::Context) {
+        if self.next_round.len() >= limits::PROPOSALS_PENDING_MAX {
+            let _ = reply.send(Err(Error::TooManyRequests));
+            return;
+        }
+        self.next_round.push(reply);
+        self.arm(ctx);
+    }
+}
+
+impl Handler<Step> for RaftActor {
+    type Result = ();
+
+    fn handle(&mut self, Step { message, done }: Step, ctx: &mut Self::Context) {
+        let answer = rt::or_abort("RaftActor", || self.parts.driver.step(message));
+        let _ = done.send(answer.map_err(|refused| refused.to_string()));
+        self.arm(ctx);
+    }
+}
+
+impl Handler<Unreachable> for RaftActor {
+    type Result = ();
+
+    fn handle(&mut self, Unreachable(id): Unreachable, ctx: &mut Self::Context) {
+        self.parts.driver.report_unreachable(id);
+        self.arm(ctx);
+    }
+}
+
+impl Handler<Applied> for RaftActor {
+    type Result = ();
+
+    fn handle(&mut self, applied: Applied, ctx: &mut Self::Context) {
+        let changed = !applied.changes.is_empty();
+        rt::or_abort("RaftActor", || {
+            for (change, peer) in applied.changes {
+                // IMPORTANT: before `applied` advances past the change.
+                if let Err(error) = self.parts.driver.apply_conf_change(&change) {
+                    rt::fatal(&format!("raft refused a committed conf change: {error}"));
+                }
+                self.parts.peers.change(peer);
+            }
+            self.parts.driver.applied(applied.index);
+        });
+        if changed || !self.next_round.is_empty() {
+            self.arm(ctx);
+        }
+    }
+}
+
+impl Handler<Flush> for RaftActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Flush, _: &mut Self::Context) {
+        self.armed = false;
+        rt::or_abort("RaftActor", || {
+            self.tick_if_due();
+            self.flush();
+        });
+    }
+}
+
+impl Handler<Stop> for RaftActor {
+    type Result = ();
+
+    fn handle(&mut self, Stop(done): Stop, _: &mut Self::Context) {
+        rt::or_abort("RaftActor", || {
+            self.flush();
+            self.write_commit();
+        });
+        let _ = done.send(());
+    }
+}

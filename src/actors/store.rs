@@ -1,0 +1,331 @@
+//! StoreActor: the only writer. It applies committed entries in order and answers the proposers:
+//! apply, publish the view, tell the others, reply, tell RaftActor.
+
+use crate::actors::core::Shared;
+use crate::actors::lease_keeper::{self, LeaseKeeper};
+use crate::actors::raft::{self, RaftActor};
+use crate::actors::rt;
+use crate::apply::{Applied, Effect, Machine, Reply};
+use crate::base::error::Result;
+use crate::base::ids::MemberId;
+use crate::cluster::members::{Members, PeerChange};
+use crate::mvcc::CompactProgress;
+use crate::pb::etcdserverpb as rpc;
+use crate::pb::raftpb::{Entry, EntryType};
+use crate::raft::driver::Change;
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use prost::Message as _;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// The proposer's end of an entry.
+pub type Waiter = oneshot::Sender<Result<Reply>>;
+
+/// Rows that one compaction step may look at before other work gets its turn.
+const COMPACT_STEP_ROWS: usize = 1000;
+/// Pause between compaction steps (etcd's default sleep is 10 ms).
+const COMPACT_STEP_PAUSE: Duration = Duration::from_millis(10);
+/// How often waiters whose callers have gone are forgotten, and an idle position written.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// etcd exits this long after its own removal was applied.
+const REMOVED_EXIT_DELAY: Duration = Duration::from_secs(1);
+
+/// What a committed normal entry holds.
+pub enum Payload {
+    /// The leader's empty entry.
+    Empty,
+    /// A bare v2 request: attributes, cluster version, or one of the v2 API.
+    V2(rpc::Request),
+    /// A v3 request.
+    V3(rpc::InternalRaftRequest),
+}
+
+/// Reads an entry as etcd does: as a v3 request first, and as a bare v2 request if that fails
+/// (etcd v3.5.17 `server.go` applyEntryNormal).
+pub fn payload(entry: &Entry) -> std::result::Result<Payload, prost::DecodeError> {
+    if entry.data.is_empty() {
+        return Ok(Payload::Empty);
+    }
+    match rpc::InternalRaftRequest::decode(entry.data.clone()) {
+        Ok(rpc::InternalRaftRequest { v2: Some(request), .. }) => Ok(Payload::V2(request)),
+        Ok(request) => Ok(Payload::V3(request)),
+        Err(_) => Ok(Payload::V2(rpc::Request::decode(entry.data.clone())?)),
+    }
+}
+
+/// The parts of a v3 request that change members rather than the store.
+pub fn apply_membership(members: &mut Members, request: &rpc::InternalRaftRequest) -> bool {
+    if let Some(set) = &request.cluster_version_set {
+        members.set_version(set.ver.clone());
+        return true;
+    }
+    if let Some(set) = &request.cluster_member_attr_set {
+        let attributes = set.member_attributes.clone().unwrap_or_default();
+        let urls = attributes.client_urls;
+        return members.set_attributes(MemberId(set.member_id), attributes.name, urls);
+    }
+    false
+}
+
+/// Proposals whose entries will come through [`Apply`].
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Register(pub Vec<(u64, Waiter)>);
+
+/// Committed entries in log order.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Apply(pub Vec<Entry>);
+
+/// Brings everything applied to the engine; answered before the process ends.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Stop(pub oneshot::Sender<()>);
+
+/// RaftActor's address, which exists only after this actor's.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Connect {
+    pub raft: Addr<RaftActor>,
+    pub lease_keeper: Addr<LeaseKeeper>,
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct CompactStep;
+
+/// See the module.
+pub struct StoreActor {
+    machine: Machine,
+    members: Members,
+    shared: Arc<Shared>,
+    raft: Option<Addr<RaftActor>>,
+    lease_keeper: Option<Addr<LeaseKeeper>>,
+    waiters: HashMap<u64, Waiter>,
+    compacting: bool,
+    /// Replies to physical compactions, held until the rows are gone.
+    physical: Vec<(Waiter, Result<Reply>)>,
+}
+
+impl StoreActor {
+    /// Takes over the recovered machine. Start it in an Arbiter of its own.
+    pub fn new(machine: Machine, members: Members, shared: Arc<Shared>) -> StoreActor {
+        StoreActor {
+            machine,
+            members,
+            shared,
+            raft: None,
+            lease_keeper: None,
+            waiters: HashMap::new(),
+            compacting: false,
+            physical: Vec::new(),
+        }
+    }
+
+    fn apply(&mut self, entry: &Entry, changes: &mut Vec<(Change, PeerChange)>) {
+        if let Some(change) = Change::of(entry) {
+            changes.push(self.apply_change(entry, change));
+            return;
+        }
+        match payload(entry) {
+            Ok(Payload::Empty) => {
+                self.machine.skip(entry.index, entry.term);
+                let standing = self.shared.standing();
+                if standing.is_leader && standing.term == entry.term {
+                    self.tell_lease_keeper(lease_keeper::Promoted { term: entry.term });
+                }
+            }
+            Ok(Payload::V2(request)) => {
+                self.machine.skip(entry.index, entry.term);
+                if self.members.apply_v2(&request) {
+                    self.shared.publish_members(&self.members);
+                }
+                self.answer(request.id, Ok(Reply::Empty), false);
+            }
+            Ok(Payload::V3(request)) => self.apply_v3(entry, &request),
+            Err(error) => rt::fatal(&format!("entry {} is unreadable: {error}", entry.index)),
+        }
+    }
+
+    fn apply_v3(&mut self, entry: &Entry, request: &rpc::InternalRaftRequest) {
+        let id = request.header.as_ref().map_or(request.id, |header| header.id);
+        if apply_membership(&mut self.members, request) {
+            self.shared.publish_members(&self.members);
+        }
+        let Applied { result, effects } = self.machine.apply(entry.index, entry.term, request);
+        for effect in effects {
+            self.follow(effect);
+        }
+        let physical = request.compaction.is_some_and(|compaction| compaction.physical);
+        self.answer(id, result, physical);
+    }
+
+    fn apply_change(&mut self, entry: &Entry, change: Change) -> (Change, PeerChange) {
+        self.machine.skip(entry.index, entry.term);
+        let Change::V1(v1) = &change else {
+            return (change, PeerChange::None);
+        };
+        let id = v1.id;
+        let outcome = match self.members.apply(v1) {
+            Ok(peer) => {
+                self.shared.publish_members(&self.members);
+                if peer == PeerChange::Remove(self.shared.member_id) {
+                    leave_after_removal();
+                }
+                (change, peer)
+            }
+            Err(rejected) => {
+                tracing::warn!(error = %rejected, "rejected a conf change");
+                (Change::rejected(), PeerChange::None)
+            }
+        };
+        self.answer(id, Ok(Reply::Empty), false);
+        outcome
+    }
+
+    fn follow(&mut self, effect: Effect) {
+        match effect {
+            Effect::LeaseGranted { id, ttl } => {
+                self.tell_lease_keeper(lease_keeper::Granted { id, ttl });
+            }
+            Effect::LeaseRevoked { id } => self.tell_lease_keeper(lease_keeper::Revoked { id }),
+            Effect::AlarmsChanged => self.shared.publish_alarms(self.machine.alarms()),
+            Effect::CompactionScheduled { .. } => self.compacting = true,
+            // The watch hub and lease checkpoints come with the next issue.
+            Effect::Events { .. } | Effect::LeaseCheckpointed { .. } => {}
+        }
+    }
+
+    fn tell_lease_keeper<M>(&self, message: M)
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        LeaseKeeper: Handler<M>,
+    {
+        if let Some(keeper) = &self.lease_keeper {
+            keeper.do_send(message);
+        }
+    }
+
+    fn answer(&mut self, id: u64, result: Result<Reply>, physical: bool) {
+        let Some(waiter) = self.waiters.remove(&id) else {
+            return;
+        };
+        if physical && self.compacting && result.is_ok() {
+            self.physical.push((waiter, result));
+            return;
+        }
+        let _ = waiter.send(result);
+    }
+
+    fn compact_step(&mut self, ctx: &mut Context<Self>) {
+        if !self.compacting {
+            return;
+        }
+        match self.machine.compact_step(COMPACT_STEP_ROWS) {
+            Ok(CompactProgress::More) => {
+                ctx.notify_later(CompactStep, COMPACT_STEP_PAUSE);
+            }
+            Err(error) => rt::fatal(&format!("failed to compact: {error}")),
+            Ok(CompactProgress::Done) => {
+                self.compacting = false;
+                for (waiter, result) in self.physical.drain(..) {
+                    let _ = waiter.send(result);
+                }
+            }
+        }
+    }
+
+    fn sweep(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_later(SWEEP_INTERVAL, |actor, ctx| {
+            rt::or_abort("StoreActor", || {
+                actor.waiters.retain(|_, waiter| !waiter.is_closed());
+                actor.machine.flush_position();
+            });
+            actor.sweep(ctx);
+        });
+    }
+}
+
+/// The process ends with 0, as etcd's does when its member was removed.
+fn leave_after_removal() {
+    tracing::warn!("the member has been permanently removed from the cluster");
+    std::thread::spawn(|| {
+        std::thread::sleep(REMOVED_EXIT_DELAY);
+        std::process::exit(0);
+    });
+}
+
+impl Actor for StoreActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(crate::base::limits::RAFT_MAILBOX_MAX);
+        // A compaction that a stop interrupted goes on.
+        self.compacting = true;
+        ctx.notify(CompactStep);
+        self.sweep(ctx);
+    }
+}
+
+impl Handler<Connect> for StoreActor {
+    type Result = ();
+
+    fn handle(&mut self, connect: Connect, _: &mut Self::Context) {
+        self.raft = Some(connect.raft);
+        self.lease_keeper = Some(connect.lease_keeper);
+    }
+}
+
+impl Handler<Register> for StoreActor {
+    type Result = ();
+
+    fn handle(&mut self, Register(waiters): Register, _: &mut Self::Context) {
+        self.waiters.extend(waiters);
+    }
+}
+
+impl Handler<Apply> for StoreActor {
+    type Result = ();
+
+    fn handle(&mut self, Apply(entries): Apply, ctx: &mut Self::Context) {
+        let was_compacting = self.compacting;
+        let mut changes = Vec::new();
+        rt::or_abort("StoreActor", || {
+            for entry in &entries {
+                let normal = entry.entry_type == EntryType::EntryNormal as i32;
+                self.apply(entry, &mut changes);
+                debug_assert!(normal || entry.entry_type > 0);
+            }
+        });
+        let Some(last) = entries.last() else {
+            return;
+        };
+        self.shared.publish_applied(last.index);
+        if let Some(raft) = &self.raft {
+            raft.do_send(raft::Applied { index: last.index, changes });
+        }
+        if self.compacting && !was_compacting {
+            ctx.notify(CompactStep);
+        }
+    }
+}
+
+impl Handler<CompactStep> for StoreActor {
+    type Result = ();
+
+    fn handle(&mut self, _: CompactStep, ctx: &mut Self::Context) {
+        rt::or_abort("StoreActor", || self.compact_step(ctx));
+    }
+}
+
+impl Handler<Stop> for StoreActor {
+    type Result = ();
+
+    fn handle(&mut self, Stop(done): Stop, _: &mut Self::Context) {
+        rt::or_abort("StoreActor", || self.machine.flush_position());
+        let _ = done.send(());
+    }
+}

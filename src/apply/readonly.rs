@@ -1,0 +1,134 @@
+//! Transactions that only read: evaluated on the published store, at one revision, outside the log.
+
+use super::kv::{branch, compares};
+use crate::base::error::{Error, Result};
+use crate::mvcc::{self, Reader};
+use crate::pb::etcdserverpb as rpc;
+use crate::pb::mvccpb::KeyValue;
+use prost::Message as _;
+use rpc::request_op::Request;
+use rpc::response_op::Response;
+
+/// How often a transaction is evaluated anew because a compaction overtook it.
+const ATTEMPTS_MAX: usize = 10;
+
+/// Evaluates a transaction whose operations are all ranges. As in the log, every compare is
+/// evaluated first, then the ranges of the chosen branches are checked, then they run.
+pub fn txn_readonly(reader: &Reader, request: &rpc::TxnRequest) -> Result<rpc::TxnResponse> {
+    let mut outcome = Err(Error::Compacted);
+    for _ in 0..ATTEMPTS_MAX {
+        let at = At { reader, revision: reader.revision() };
+        outcome = at.txn(request);
+        let overtaken = reader.compact_revision() > at.revision;
+        if !overtaken {
+            break;
+        }
+    }
+    outcome
+}
+
+struct At<'a> {
+    reader: &'a Reader,
+    revision: i64,
+}
+
+impl At<'_> {
+    fn txn(&self, request: &rpc::TxnRequest) -> Result<rpc::TxnResponse> {
+        let mut path = Vec::new();
+        self.choose(request, &mut path)?;
+        self.check(request, &mut path.iter().copied())?;
+        let mut response = self.run(request, &mut path.iter().copied())?;
+        response.header = Some(mvcc::header(self.revision));
+        Ok(response)
+    }
+
+    fn choose(&self, request: &rpc::TxnRequest, path: &mut Vec<bool>) -> Result<()> {
+        let mut succeeded = true;
+        for compare in &request.compare {
+            if !self.holds(compare)? {
+                succeeded = false;
+                break;
+            }
+        }
+        path.push(succeeded);
+        for op in branch(request, succeeded) {
+            if let Some(Request::RequestTxn(nested)) = &op.request {
+                self.choose(nested, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn holds(&self, compare: &rpc::Compare) -> Result<bool> {
+        let found = self.range(&rpc::RangeRequest {
+            key: compare.key.clone(),
+            range_end: compare.range_end.clone(),
+            ..rpc::RangeRequest::default()
+        })?;
+        if found.kvs.is_empty() {
+            let value = compare.target == rpc::compare::CompareTarget::Value as i32;
+            return Ok(!value && compares(compare, &KeyValue::default()));
+        }
+        for row in &found.kvs {
+            let current = KeyValue::decode(row.clone()).map_err(|_| Error::Corrupt)?;
+            if !compares(compare, &current) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn check(
+        &self,
+        request: &rpc::TxnRequest,
+        path: &mut impl Iterator<Item = bool>,
+    ) -> Result<()> {
+        for op in branch(request, path.next().unwrap_or_default()) {
+            match &op.request {
+                Some(Request::RequestTxn(nested)) => self.check(nested, path)?,
+                Some(Request::RequestRange(range)) if range.revision > self.revision => {
+                    return Err(Error::FutureRev);
+                }
+                Some(Request::RequestRange(range))
+                    if range.revision > 0 && range.revision < self.reader.compact_revision() =>
+                {
+                    return Err(Error::Compacted);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn run(
+        &self,
+        request: &rpc::TxnRequest,
+        path: &mut impl Iterator<Item = bool>,
+    ) -> Result<rpc::TxnResponse> {
+        let succeeded = path.next().unwrap_or_default();
+        let mut responses = Vec::new();
+        for op in branch(request, succeeded) {
+            let response = match &op.request {
+                Some(Request::RequestRange(range)) => {
+                    Some(Response::ResponseRange(self.range(range)?))
+                }
+                Some(Request::RequestTxn(nested)) => {
+                    Some(Response::ResponseTxn(self.run(nested, path)?))
+                }
+                _ => None,
+            };
+            responses.push(rpc::ResponseOp { response });
+        }
+        Ok(rpc::TxnResponse { header: Some(mvcc::header(0)), succeeded, responses })
+    }
+
+    fn range(&self, request: &rpc::RangeRequest) -> Result<rpc::RangeResponse> {
+        let mut fixed = request.clone();
+        if fixed.revision <= 0 {
+            fixed.revision = self.revision;
+        }
+        let mut response = self.reader.range(&fixed)?;
+        response.header = Some(mvcc::header(self.revision));
+        Ok(response)
+    }
+}

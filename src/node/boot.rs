@@ -1,0 +1,200 @@
+//! From a data directory (or none) to a recovered member: lock, WAL, engine, and the committed
+//! entries that the engine or the member table still lack.
+
+use crate::actors::rt;
+use crate::actors::store::{Payload, apply_membership, payload};
+use crate::apply::{Machine, Options};
+use crate::base::ids::{ClusterId, MemberId};
+use crate::cli::config::{ClusterState, Config};
+use crate::cluster::identity;
+use crate::cluster::members::{Member, Members};
+use crate::pb::raftpb::Entry;
+use crate::raft::bootstrap::bootstrap;
+use crate::raft::driver::Change;
+use crate::raft::log::LogStart;
+use crate::storage::datadir::DataDir;
+use crate::storage::engine::{Engine, Opened};
+use crate::storage::wal::{Metadata, Replay, Wal, WalError};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A recovered member.
+pub struct Booted {
+    pub member: MemberId,
+    pub cluster: ClusterId,
+    pub wal: Wal,
+    pub log: LogStart,
+    pub machine: Machine,
+    pub engine: Arc<Engine>,
+    pub members: Members,
+    pub applied: u64,
+    /// Held for its lock.
+    pub _dir: DataDir,
+}
+
+/// Recovers, or starts a new cluster.
+pub fn boot(config: &Config) -> Result<Booted, String> {
+    let dir = DataDir::open(&config.data_dir).map_err(|error| error.to_string())?;
+    let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.wal());
+    if !Wal::exists(&wal_dir) {
+        start_new(config, &wal_dir)?;
+    }
+    let (wal, replay) = Wal::open(&wal_dir).map_err(|error| error.to_string())?;
+    if let Some(offset) = replay.repaired_at {
+        tracing::warn!(offset, "repaired the torn tail of the WAL");
+    }
+    let metadata = replay.metadata;
+    let member = MemberId(metadata.node_id);
+    let cluster = ClusterId(metadata.cluster_id);
+    let (engine, mut machine) = open_machine(config, &dir.engine(), metadata)?;
+
+    let commit = committed(&replay, machine.position().0)?;
+    let mut members = Members::default();
+    feed(&wal, commit, &mut machine, &mut members)?;
+    machine.flush_position();
+    let log = LogStart {
+        hard_state: crate::pb::raftpb::HardState { commit, ..replay.hard_state },
+        conf_state: members.conf_state(),
+        last_index: replay.last_index,
+        term_runs: replay.term_runs,
+        tail: replay.tail,
+    };
+    tracing::info!(
+        "local-member-id" = %member,
+        "cluster-id" = %cluster,
+        "commit-index" = commit,
+        revision = machine.reader().revision(),
+        "recovered the member from its log"
+    );
+    Ok(Booted { member, cluster, wal, log, machine, engine, members, applied: commit, _dir: dir })
+}
+
+/// The commit index that the log and the engine agree on.
+fn committed(replay: &Replay, engine_index: u64) -> Result<u64, String> {
+    let commit = replay.hard_state.commit.max(engine_index);
+    if commit > replay.last_index {
+        return Err(format!(
+            "the log ends at index {}, but its commit index is {} and the engine is at {}",
+            replay.last_index, replay.hard_state.commit, engine_index
+        ));
+    }
+    Ok(commit)
+}
+
+fn options(config: &Config) -> Options {
+    Options {
+        min_ttl: min_lease_ttl(config.election_timeout_ms),
+        quota_bytes: config.quota_backend_bytes,
+        ..Options::default()
+    }
+}
+
+/// Leases live at least one and a half elections, in whole seconds
+/// (etcd v3.5.17 `server.go` NewServer minTTL).
+fn min_lease_ttl(election_timeout_ms: u64) -> i64 {
+    let millis = (3 * election_timeout_ms).div_ceil(2);
+    i64::try_from(millis.div_ceil(1000)).unwrap_or(i64::MAX)
+}
+
+/// Opens the engine and the machine on it; damage found on the way means a rebuild from the log.
+fn open_machine(
+    config: &Config,
+    dir: &Path,
+    metadata: Metadata,
+) -> Result<(Arc<Engine>, Machine), String> {
+    for _ in 0..2 {
+        let on_fatal = Box::new(|reason: &str| rt::fatal(reason));
+        let Opened { engine, .. } =
+            Engine::open(dir, metadata, on_fatal).map_err(|error| error.to_string())?;
+        let engine = Arc::new(engine);
+        match Machine::open(engine.clone(), options(config)) {
+            Ok(machine) => return Ok((engine, machine)),
+            Err(error) => {
+                tracing::warn!(%error, "the engine is damaged: rebuilding it from the log");
+                engine.mark_damaged(&error.to_string()).map_err(|error| error.to_string())?;
+                drop(engine);
+            }
+        }
+    }
+    Err("the engine is damaged right after it was rebuilt".to_owned())
+}
+
+fn feed(
+    wal: &Wal,
+    commit: u64,
+    machine: &mut Machine,
+    members: &mut Members,
+) -> Result<(), String> {
+    let (position, _) = machine.position();
+    let mut visit = |entry: Entry| -> Result<(), WalError> {
+        let fresh = entry.index > position;
+        if let Some(change) = Change::of(&entry) {
+            if let Change::V1(change) = &change
+                && let Err(rejected) = members.apply(change)
+            {
+                tracing::warn!(error = %rejected, index = entry.index, "rejected a conf change");
+            }
+            if fresh {
+                machine.skip(entry.index, entry.term);
+            }
+            return Ok(());
+        }
+        let held = payload(&entry)
+            .map_err(|error| WalError::Stopped(format!("entry {}: {error}", entry.index)))?;
+        match held {
+            Payload::V3(request) => {
+                apply_membership(members, &request);
+                if fresh {
+                    machine.apply(entry.index, entry.term, &request);
+                }
+            }
+            Payload::V2(request) => {
+                members.apply_v2(&request);
+                if fresh {
+                    machine.skip(entry.index, entry.term);
+                }
+            }
+            Payload::Empty if fresh => machine.skip(entry.index, entry.term),
+            Payload::Empty => {}
+        }
+        Ok(())
+    };
+    if commit == 0 {
+        return Ok(());
+    }
+    wal.reader().for_each(1, commit, &mut visit).map_err(|error| error.to_string())
+}
+
+fn start_new(config: &Config, wal_dir: &Path) -> Result<(), String> {
+    if config.initial_cluster_state == ClusterState::Existing {
+        return Err("joining an existing cluster is not possible yet".to_owned());
+    }
+    if config.force_new_cluster {
+        return Err("forcing a new cluster needs a data directory".to_owned());
+    }
+    let token = &config.initial_cluster_token;
+    let members: Vec<Member> = config
+        .initial_cluster
+        .iter()
+        .map(|(name, urls)| {
+            let mut peer_urls: Vec<String> = urls.iter().map(ToString::to_string).collect();
+            peer_urls.sort();
+            let id = identity::member_id(&peer_urls, token).0;
+            Member { id, peer_urls, name: name.clone(), ..Member::default() }
+        })
+        .collect();
+    let ids: Vec<MemberId> = members.iter().map(|member| MemberId(member.id)).collect();
+    let Some(own) = members.iter().find(|member| member.name == config.name) else {
+        return Err(format!("couldn't find local name {:?} in the initial cluster", config.name));
+    };
+    let metadata = Metadata { node_id: own.id, cluster_id: identity::cluster_id(&ids).0 };
+    let (hard_state, entries) = bootstrap(&members);
+    let mut wal = Wal::create(wal_dir, metadata).map_err(|error| error.to_string())?;
+    wal.save(Some(&hard_state), &entries, true).map_err(|error| error.to_string())?;
+    tracing::info!(
+        "local-member-id" = %MemberId(own.id),
+        "cluster-id" = %ClusterId(metadata.cluster_id),
+        "starting local member of a new cluster"
+    );
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! The small adapters between layers that do not know each other.
+
+use crate::actors::core::{LeaseForward, Shared};
+use crate::actors::handle::Answer;
+use crate::actors::raft::{self, Peers, RaftActor};
+use crate::base::error::{Error, Result};
+use crate::base::ids::{ClusterId, MemberId};
+use crate::base::url::Url;
+use crate::cli::config::Config;
+use crate::cluster::members::PeerChange;
+use crate::mvcc;
+use crate::mvcc::backend::Backend as _;
+use crate::pb::etcdserverpb as rpc;
+use crate::pb::leasepb;
+use crate::pb::raftpb::Message;
+use crate::storage::engine::Engine;
+use crate::transport::rafthttp::{self, RaftSink, StepError, Transport};
+use crate::transport::tls::{self, TlsInfo};
+use actix::Addr;
+use bytes::Bytes;
+use prost::Message as _;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// A lease call to the leader ends after this time; the caller tries again.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The raft crate's log lines, at debug level.
+pub fn raft_logger() -> slog::Logger {
+    struct ToTracing;
+    impl slog::Drain for ToTracing {
+        type Ok = ();
+        type Err = slog::Never;
+
+        fn log(
+            &self,
+            record: &slog::Record<'_>,
+            _: &slog::OwnedKVList,
+        ) -> std::result::Result<(), slog::Never> {
+            tracing::debug!(target: "raft", "{}", record.msg());
+            Ok(())
+        }
+
+        fn is_enabled(&self, level: slog::Level) -> bool {
+            level.is_at_least(slog::Level::Debug) && tracing::enabled!(tracing::Level::DEBUG)
+        }
+    }
+    slog::Logger::root(ToTracing, slog::o!())
+}
+
+/// Outbound peer connections, with TLS where the URL asks for it.
+pub struct Connector(tls::Connector);
+
+impl Connector {
+    /// With the peer TLS flags, or none.
+    pub fn new(peer: &Option<Arc<TlsInfo>>) -> Arc<Connector> {
+        let info = peer.clone().unwrap_or_default();
+        Arc::new(Connector(tls::Connector::new(info, Vec::new())))
+    }
+}
+
+impl rafthttp::Connect for Connector {
+    fn connect(&self, url: &Url) -> rafthttp::Connecting {
+        let connecting = self.0.connect(url);
+        Box::pin(async move {
+            let io = connecting.await?;
+            Ok(Box::new(io) as Box<dyn rafthttp::Io>)
+        })
+    }
+}
+
+/// Messages from peers on their way to RaftActor.
+pub struct Sink {
+    shared: Arc<Shared>,
+    raft: OnceLock<Addr<RaftActor>>,
+}
+
+impl Sink {
+    /// Refuses messages until [`Sink::connect`].
+    pub fn new(shared: Arc<Shared>) -> Sink {
+        Sink { shared, raft: OnceLock::new() }
+    }
+
+    /// From now on messages are taken.
+    pub fn connect(&self, raft: Addr<RaftActor>) {
+        let first = self.raft.set(raft).is_ok();
+        assert!(first, "RaftActor is connected once");
+    }
+}
+
+impl RaftSink for Sink {
+    fn step(&self, message: Message) -> rafthttp::Stepping {
+        if self.shared.members().is_removed(MemberId(message.from)) {
+            return Box::pin(async { Err(StepError::Removed) });
+        }
+        if message.to != self.shared.member_id.0 {
+            return Box::pin(async { Err(StepError::Mismatch) });
+        }
+        let raft = self.raft.get().cloned();
+        Box::pin(async move {
+            let raft = raft.ok_or_else(|| StepError::Failed("raft has not started".to_owned()))?;
+            let (done, answer) = oneshot::channel();
+            raft.do_send(raft::Step { message, done });
+            match answer.await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(refused)) => {
+                    tracing::warn!(error = %refused, "refused a message from a peer");
+                    Err(StepError::Failed(refused))
+                }
+                Err(_) => Err(StepError::Stopped),
+            }
+        })
+    }
+
+    fn unreachable(&self, id: MemberId) {
+        if let Some(raft) = self.raft.get() {
+            raft.do_send(raft::Unreachable(id));
+        }
+    }
+
+    fn is_removed(&self, id: MemberId) -> bool {
+        self.shared.members().is_removed(id)
+    }
+
+    fn is_known(&self, id: MemberId) -> bool {
+        self.shared.members().get(id).is_some()
+    }
+}
+
+/// The peer transport of a member, without peers yet.
+pub fn transport(
+    config: &Config,
+    ids: (MemberId, ClusterId),
+    connector: Arc<Connector>,
+    sink: Arc<Sink>,
+) -> Transport {
+    let election_timeout = Duration::from_millis(config.election_timeout_ms);
+    let local_urls = config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect();
+    Transport::new(
+        rafthttp::Config {
+            local: ids.0,
+            cluster: ids.1,
+            local_urls,
+            connector,
+            dial_timeout: Duration::from_secs(1) + election_timeout,
+            election_timeout,
+        },
+        sink,
+    )
+}
+
+/// RaftActor's side of the transport.
+pub struct TransportPeers {
+    transport: Transport,
+    local: MemberId,
+}
+
+impl TransportPeers {
+    /// Follows membership for everyone but `local`.
+    pub fn new(transport: Transport, local: MemberId) -> TransportPeers {
+        TransportPeers { transport, local }
+    }
+}
+
+impl Peers for TransportPeers {
+    fn send(&self, messages: Vec<Message>) {
+        self.transport.send(messages);
+    }
+
+    fn change(&self, change: PeerChange) {
+        match change {
+            PeerChange::Add(member) if member.id != self.local.0 => {
+                self.transport.add_peer(MemberId(member.id), parse_urls(&member.peer_urls));
+            }
+            PeerChange::Update(member) if member.id != self.local.0 => {
+                self.transport.update_peer(MemberId(member.id), parse_urls(&member.peer_urls));
+            }
+            PeerChange::Remove(id) if id != self.local => self.transport.remove_peer(id),
+            _ => {}
+        }
+    }
+}
+
+fn parse_urls(urls: &[String]) -> Vec<Url> {
+    urls.iter().filter_map(|url| Url::parse(url).ok()).collect()
+}
+
+/// The store, as gRPC reads it.
+pub struct Reads {
+    pub reader: mvcc::Reader,
+    pub engine: Arc<Engine>,
+}
+
+impl crate::grpc::Reads for Reads {
+    fn range(&self, request: &rpc::RangeRequest) -> Result<rpc::RangeResponse> {
+        self.reader.range(request)
+    }
+
+    fn txn_readonly(&self, request: &rpc::TxnRequest) -> Result<rpc::TxnResponse> {
+        crate::apply::txn_readonly(&self.reader, request)
+    }
+
+    fn revision(&self) -> i64 {
+        self.reader.revision()
+    }
+
+    fn hash_kv(&self, rev: i64) -> Result<(u32, i64, i64)> {
+        self.reader.hash_kv(rev)
+    }
+
+    fn hash(&self) -> Result<u32> {
+        self.reader.hash()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.engine.size_bytes()
+    }
+}
+
+/// Lease calls of a follower to its leader, over the peer port.
+pub struct Forward {
+    connector: Arc<Connector>,
+}
+
+impl Forward {
+    /// Over the peers' connections.
+    pub fn new(connector: Arc<Connector>) -> Forward {
+        Forward { connector }
+    }
+
+    async fn post(&self, urls: &[String], path: &str, body: Vec<u8>) -> Result<Bytes> {
+        for url in parse_urls(urls) {
+            let answer = rafthttp::post(
+                self.connector.as_ref(),
+                &url,
+                path,
+                "application/protobuf",
+                Bytes::from(body.clone()),
+                FORWARD_TIMEOUT,
+            )
+            .await;
+            match answer {
+                Ok((status, body)) if status.is_success() => return Ok(body),
+                Ok((status, _)) if status.as_u16() == 404 => return Err(Error::LeaseNotFound),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Err(Error::Timeout)
+    }
+}
+
+impl LeaseForward for Forward {
+    fn renew(&self, leader_urls: Vec<String>, id: i64) -> Answer<'_, Result<i64>> {
+        Box::pin(async move {
+            let body = rpc::LeaseKeepAliveRequest { id }.encode_to_vec();
+            let answer = self.post(&leader_urls, "/leases", body).await?;
+            let answer = rpc::LeaseKeepAliveResponse::decode(answer).map_err(|_| Error::Timeout)?;
+            Ok(answer.ttl)
+        })
+    }
+
+    fn time_to_live(
+        &self,
+        leader_urls: Vec<String>,
+        request: rpc::LeaseTimeToLiveRequest,
+    ) -> Answer<'_, Result<rpc::LeaseTimeToLiveResponse>> {
+        Box::pin(async move {
+            let body = leasepb::LeaseInternalRequest { lease_time_to_live_request: Some(request) };
+            let answer = self.post(&leader_urls, "/leases/internal", body.encode_to_vec()).await?;
+            leasepb::LeaseInternalResponse::decode(answer)
+                .ok()
+                .and_then(|answer| answer.lease_time_to_live_response)
+                .ok_or(Error::Timeout)
+        })
+    }
+}

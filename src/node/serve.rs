@@ -1,0 +1,239 @@
+//! Listeners: what is served where, and the line that says so.
+
+use crate::actors::core::Core;
+use crate::actors::handle::NodeHandle;
+use crate::base::url::Url;
+use crate::cli::config::{Config, TlsConfig, TlsVersion};
+use crate::grpc::{self, GrpcOptions};
+use crate::http;
+use crate::node::glue::Reads;
+use crate::pb::etcdserverpb as rpc;
+use crate::transport::listen::{self, Listener, ServeOptions};
+use crate::transport::rafthttp::Transport;
+use crate::transport::tls::{self, TlsInfo};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// TLS of the two kinds of ports.
+pub struct Tls {
+    pub client: Option<Arc<TlsInfo>>,
+    pub peer: Option<Arc<TlsInfo>>,
+}
+
+/// Bound sockets with the URL each stands for.
+pub struct Listeners {
+    pub peer: Vec<(Url, Listener)>,
+    /// gRPC, and HTTP unless [`Listeners::http`] has its own.
+    pub client: Vec<ClientPort>,
+    pub http: Vec<ClientPort>,
+    pub metrics: Vec<(Url, Listener)>,
+}
+
+/// One client port: `http://` and `https://` URLs of the same address share it.
+pub struct ClientPort {
+    pub listener: Listener,
+    pub address: String,
+    pub plain: bool,
+    pub tls: bool,
+}
+
+/// TLS from the flags; self-made certificates where `auto-tls` asks for them.
+pub fn tls(config: &Config) -> Result<Tls, String> {
+    let hosts = |urls: &[Url]| -> Vec<String> { urls.iter().map(|url| url.host.clone()).collect() };
+    let client =
+        endpoint(config, &config.client_tls, "client", &hosts(&config.listen_client_urls))?;
+    let peer = endpoint(config, &config.peer_tls, "peer", &hosts(&config.listen_peer_urls))?;
+    Ok(Tls { client, peer })
+}
+
+fn endpoint(
+    config: &Config,
+    flags: &TlsConfig,
+    kind: &str,
+    hosts: &[String],
+) -> Result<Option<Arc<TlsInfo>>, String> {
+    let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
+    let mut info = TlsInfo {
+        cert_file: path(&flags.cert_file),
+        key_file: path(&flags.key_file),
+        trusted_ca_file: path(&flags.trusted_ca_file),
+        client_cert_file: path(&flags.client_cert_file),
+        client_key_file: path(&flags.client_key_file),
+        crl_file: path(&flags.crl_file),
+        client_cert_auth: flags.client_cert_auth,
+        allowed_cn: flags.allowed_cn.clone(),
+        allowed_hostname: flags.allowed_hostname.clone(),
+        skip_client_san_verify: flags.skip_client_san_verification,
+        ..TlsInfo::default()
+    };
+    if flags.auto_tls && info.is_empty() {
+        let dir = config.data_dir.join("fixtures").join(kind);
+        info = tls::self_cert(&dir, hosts, config.self_signed_cert_validity, kind == "peer")
+            .map_err(|error| error.to_string())?;
+    }
+    let version = |version: TlsVersion| match version {
+        TlsVersion::Unset => None,
+        TlsVersion::V12 => Some("TLS1.2".to_owned()),
+        TlsVersion::V13 => Some("TLS1.3".to_owned()),
+    };
+    info.cipher_suites = flags.cipher_suites.clone();
+    info.min_version = version(flags.tls_min_version);
+    info.max_version = version(flags.tls_max_version);
+    if info.is_empty() && info.trusted_ca_file.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(info)))
+}
+
+/// Binds every port before anything else happens, as etcd does.
+pub fn bind(config: &Config) -> Result<Listeners, String> {
+    let one = |url: &Url| -> Result<Listener, String> {
+        listen::bind(url).map_err(|error| format!("listen {url}: {error}"))
+    };
+    let each = |urls: &[Url]| -> Result<Vec<(Url, Listener)>, String> {
+        urls.iter().map(|url| Ok((url.clone(), one(url)?))).collect()
+    };
+    let shared = |urls: &[Url]| -> Result<Vec<ClientPort>, String> {
+        let mut ports: Vec<ClientPort> = Vec::new();
+        for url in urls {
+            let address = format!("{}{}", url.host, url.path);
+            if let Some(port) = ports.iter_mut().find(|port| port.address == address) {
+                port.plain |= !url.is_tls();
+                port.tls |= url.is_tls();
+                continue;
+            }
+            let (plain, tls) = (!url.is_tls(), url.is_tls());
+            ports.push(ClientPort { listener: one(url)?, address, plain, tls });
+        }
+        Ok(ports)
+    };
+    Ok(Listeners {
+        peer: each(&config.listen_peer_urls)?,
+        client: shared(&config.listen_client_urls)?,
+        http: shared(&config.listen_client_http_urls)?,
+        metrics: each(&config.listen_metrics_urls)?,
+    })
+}
+
+/// What health checks read: a key that need not exist.
+fn health_key() -> rpc::RangeRequest {
+    rpc::RangeRequest { key: "health".into(), serializable: true, ..rpc::RangeRequest::default() }
+}
+
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+fn spawn(
+    listener: Listener,
+    options: ServeOptions,
+    app: axum::Router,
+    stop: watch::Receiver<bool>,
+) {
+    tokio::spawn(async move {
+        if let Err(error) = listen::serve(listener, options, app, stopped(stop)).await {
+            crate::actors::rt::fatal(&error.to_string());
+        }
+    });
+}
+
+/// Serves the peer ports.
+pub fn peers(
+    _config: &Config,
+    tls: &Tls,
+    listeners: Vec<(Url, Listener)>,
+    core: &Arc<Core>,
+    transport: &Transport,
+    stopping: watch::Receiver<bool>,
+) {
+    let node: NodeHandle = core.clone();
+    let app = transport.router().merge(http::peer_router(node)).fallback(http::not_found);
+    for (url, listener) in listeners {
+        let options = ServeOptions {
+            tls: url.is_tls().then(|| tls.peer.clone()).flatten(),
+            plain: !url.is_tls(),
+            peer: true,
+            ..ServeOptions::default()
+        };
+        spawn(listener, options, app.clone(), stopping.clone());
+    }
+}
+
+/// Serves the client ports, and says so once for each.
+pub fn clients(
+    config: &Config,
+    tls: &Tls,
+    ports: (Vec<ClientPort>, Vec<ClientPort>),
+    metrics: Vec<(Url, Listener)>,
+    core: &Arc<Core>,
+    reads: Arc<Reads>,
+    serving: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
+) -> Result<(), String> {
+    let node: NodeHandle = core.clone();
+    let ids = core.clone();
+    let options = GrpcOptions {
+        max_request_bytes: config.max_request_bytes,
+        max_txn_ops: config.max_txn_ops,
+        election_timeout: Duration::from_millis(config.election_timeout_ms),
+        serving,
+        ..GrpcOptions::new(Arc::new(move || ids.shared.ids.next()))
+    };
+    let local = reads.clone();
+    let state = http::ClientHttp {
+        node: node.clone(),
+        local_read: Arc::new(move || local.reader.range(&health_key()).map(|_| ())),
+        request_timeout: core.request_timeout(),
+    };
+    let access = |router| {
+        let cors = config.cors.iter().cloned().collect();
+        let hosts = config.host_whitelist.iter().cloned().collect();
+        http::with_access_control(router, http::AccessControl { cors, hosts })
+    };
+    let routes = grpc::routes(node, reads, options);
+    let separate = !ports.1.is_empty();
+    let metrics_app = access(http::metrics_router(state.clone()).fallback(http::not_found));
+    let web_routes = http::client_router(state);
+    let web = access(web_routes.clone().fallback(http::not_found));
+    let both = if separate { routes } else { access(routes.merge(web_routes)) };
+    let serve_options = |plain: bool, with_tls: bool| ServeOptions {
+        tls: with_tls.then(|| tls.client.clone()).flatten(),
+        plain,
+        peer: false,
+        max_concurrent_streams: config.max_concurrent_streams,
+        keepalive_interval: Some(config.grpc_keepalive_interval),
+        keepalive_timeout: config.grpc_keepalive_timeout,
+        ..ServeOptions::default()
+    };
+    for (ports, app) in [(ports.0, &both), (ports.1, &web)] {
+        for port in ports {
+            let options = serve_options(port.plain, port.tls);
+            let secure = if port.tls { "securely" } else { "insecurely" };
+            spawn(port.listener, options, app.clone(), stopping.clone());
+            tracing::info!("traffic" = secure, address = %port.address, "serving client traffic");
+            tracing::info!("ready to serve client requests");
+        }
+    }
+    for (url, listener) in metrics {
+        let options = serve_options(!url.is_tls(), url.is_tls());
+        spawn(listener, options, metrics_app.clone(), stopping.clone());
+        tracing::info!(address = %url, "serving metrics");
+    }
+    Ok(())
+}
+
+/// Resolves when the process is asked to end.
+pub async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!(signal = "terminated", "received signal; shutting down"),
+        _ = interrupt.recv() => tracing::info!(signal = "interrupt", "received signal; shutting down"),
+    }
+}
