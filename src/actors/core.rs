@@ -348,8 +348,12 @@ impl Node for Core {
         }))
     }
 
-    fn leases(&self) -> Vec<i64> {
-        self.leases.list().into_iter().map(|id| id.0).collect()
+    fn leases(&self) -> Answer<'_, Vec<i64>> {
+        Box::pin(async {
+            let (reply, answer) = oneshot::channel();
+            self.lease_keeper.do_send(lease_keeper::ByDeadline(reply));
+            answer.await.unwrap_or_default()
+        })
     }
 
     fn alarms(&self) -> Vec<rpc::AlarmMember> {

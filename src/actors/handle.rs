@@ -44,8 +44,8 @@ pub trait Node: Send + Sync + 'static {
         &self,
         request: rpc::LeaseTimeToLiveRequest,
     ) -> Answer<'_, Result<rpc::LeaseTimeToLiveResponse>>;
-    /// All lease ids, ascending.
-    fn leases(&self) -> Vec<i64>;
+    /// All lease ids, the first to expire first (etcd v3.5.17 `lease/lessor.go` Leases).
+    fn leases(&self) -> Answer<'_, Vec<i64>>;
     /// Raised alarms.
     fn alarms(&self) -> Vec<rpc::AlarmMember>;
 }

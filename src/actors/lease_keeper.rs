@@ -63,6 +63,11 @@ pub struct Remaining {
     pub reply: oneshot::Sender<Result<(i64, i64)>>,
 }
 
+/// All lease ids, the first to expire first; those without a deadline last, by id.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ByDeadline(pub oneshot::Sender<Vec<i64>>);
+
 struct Entry {
     ttl: i64,
     deadline: Option<Instant>,
@@ -230,5 +235,19 @@ impl Handler<Remaining> for LeaseKeeper {
             }
         };
         let _ = reply.send(answer);
+    }
+}
+
+impl Handler<ByDeadline> for LeaseKeeper {
+    type Result = ();
+
+    fn handle(&mut self, ByDeadline(reply): ByDeadline, _: &mut Self::Context) {
+        let mut leases: Vec<(bool, Option<Instant>, i64)> = self
+            .leases
+            .iter()
+            .map(|(id, entry)| (entry.deadline.is_none(), entry.deadline, id.0))
+            .collect();
+        leases.sort_unstable();
+        let _ = reply.send(leases.into_iter().map(|(_, _, id)| id).collect());
     }
 }

@@ -37,9 +37,9 @@ pub enum Payload {
     /// The leader's empty entry.
     Empty,
     /// A bare v2 request: attributes, cluster version, or one of the v2 API.
-    V2(rpc::Request),
+    V2(Box<rpc::Request>),
     /// A v3 request.
-    V3(rpc::InternalRaftRequest),
+    V3(Box<rpc::InternalRaftRequest>),
 }
 
 /// Reads an entry as etcd does: as a v3 request first, and as a bare v2 request if that fails
@@ -49,9 +49,11 @@ pub fn payload(entry: &Entry) -> std::result::Result<Payload, prost::DecodeError
         return Ok(Payload::Empty);
     }
     match rpc::InternalRaftRequest::decode(entry.data.clone()) {
-        Ok(rpc::InternalRaftRequest { v2: Some(request), .. }) => Ok(Payload::V2(request)),
-        Ok(request) => Ok(Payload::V3(request)),
-        Err(_) => Ok(Payload::V2(rpc::Request::decode(entry.data.clone())?)),
+        Ok(rpc::InternalRaftRequest { v2: Some(request), .. }) => {
+            Ok(Payload::V2(Box::new(request)))
+        }
+        Ok(request) => Ok(Payload::V3(Box::new(request))),
+        Err(_) => Ok(Payload::V2(Box::new(rpc::Request::decode(entry.data.clone())?))),
     }
 }
 

@@ -88,7 +88,8 @@ impl rpc::lease_server::Lease for Service {
         &self,
         _: Request<rpc::LeaseLeasesRequest>,
     ) -> Result<Response<rpc::LeaseLeasesResponse>, Status> {
-        let leases = self.0.node.leases().into_iter().map(|id| rpc::LeaseStatus { id }).collect();
+        let ids = self.0.node.leases().await;
+        let leases = ids.into_iter().map(|id| rpc::LeaseStatus { id }).collect();
         Ok(Response::new(rpc::LeaseLeasesResponse { header: self.0.header(), leases }))
     }
 }

@@ -86,8 +86,9 @@ impl Node for FakeNode {
     ) -> Answer<'_, Result<rpc::LeaseTimeToLiveResponse>> {
         Box::pin(async { Err(Error::LeaseNotFound) })
     }
-    fn leases(&self) -> Vec<i64> {
-        vec![1, 2]
+    fn leases(&self) -> Answer<'_, Vec<i64>> {
+        let leases = vec![1, 2];
+        Box::pin(async move { leases })
     }
     fn alarms(&self) -> Vec<rpc::AlarmMember> {
         self.alarms.clone()

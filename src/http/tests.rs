@@ -76,8 +76,9 @@ impl Node for Fake {
             Ok(rpc::LeaseTimeToLiveResponse { id: request.id, ttl, ..Default::default() })
         })
     }
-    fn leases(&self) -> Vec<i64> {
-        vec![7]
+    fn leases(&self) -> Answer<'_, Vec<i64>> {
+        let leases = vec![7];
+        Box::pin(async move { leases })
     }
     fn alarms(&self) -> Vec<rpc::AlarmMember> {
         let one = |alarm| rpc::AlarmMember { member_id: ID, alarm: alarm as i32 };

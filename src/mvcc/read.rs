@@ -99,9 +99,11 @@ impl Shared {
         let (min_mod, max_mod) = (request.min_mod_revision, request.max_mod_revision);
         let (min_create, max_create) = (request.min_create_revision, request.max_create_revision);
         let target = SortTarget::try_from(request.sort_target).unwrap_or(SortTarget::Key);
-        let order = match SortOrder::try_from(request.sort_order).unwrap_or(SortOrder::None) {
-            SortOrder::None if target != SortTarget::Key => SortOrder::Ascend,
-            order => order,
+        // An order that etcd does not know lifts the limit like any other, and sorts nothing.
+        let order = match SortOrder::try_from(request.sort_order) {
+            Ok(SortOrder::None) if target != SortTarget::Key => SortOrder::Ascend,
+            Ok(order) => order,
+            Err(_) => SortOrder::None,
         };
         let filtered = min_mod != 0 || max_mod != 0 || min_create != 0 || max_create != 0;
         // As in etcd, the target alone does not lift the limit before sorting; the order does.

@@ -149,9 +149,7 @@ async fn member(config: Config) -> Result<(), String> {
         () = serve::stop_signal() => return Ok(()),
     }
     let reads = Arc::new(glue::Reads { reader, engine: booted.engine.clone() });
-    let ports = (listeners.client, listeners.http);
-    let metrics = listeners.metrics;
-    serve::clients(&config, &tls, ports, metrics, &core, reads, serving_seen, stopping.clone())?;
+    serve::clients(&config, &tls, listeners.clients, &core, reads, serving_seen, stopping)?;
     serve::stop_signal().await;
 
     let _ = serving.send(false);

@@ -26,7 +26,12 @@ pub struct Tls {
 /// Bound sockets with the URL each stands for.
 pub struct Listeners {
     pub peer: Vec<(Url, Listener)>,
-    /// gRPC, and HTTP unless [`Listeners::http`] has its own.
+    pub clients: ClientPorts,
+}
+
+/// The ports that clients use.
+pub struct ClientPorts {
+    /// gRPC, and HTTP unless [`ClientPorts::http`] has its own.
     pub client: Vec<ClientPort>,
     pub http: Vec<ClientPort>,
     pub metrics: Vec<(Url, Listener)>,
@@ -112,9 +117,11 @@ pub fn bind(config: &Config) -> Result<Listeners, String> {
     };
     Ok(Listeners {
         peer: each(&config.listen_peer_urls)?,
-        client: shared(&config.listen_client_urls)?,
-        http: shared(&config.listen_client_http_urls)?,
-        metrics: each(&config.listen_metrics_urls)?,
+        clients: ClientPorts {
+            client: shared(&config.listen_client_urls)?,
+            http: shared(&config.listen_client_http_urls)?,
+            metrics: each(&config.listen_metrics_urls)?,
+        },
     })
 }
 
@@ -166,8 +173,7 @@ pub fn peers(
 pub fn clients(
     config: &Config,
     tls: &Tls,
-    ports: (Vec<ClientPort>, Vec<ClientPort>),
-    metrics: Vec<(Url, Listener)>,
+    ports: ClientPorts,
     core: &Arc<Core>,
     reads: Arc<Reads>,
     serving: watch::Receiver<bool>,
@@ -194,7 +200,7 @@ pub fn clients(
         http::with_access_control(router, http::AccessControl { cors, hosts })
     };
     let routes = grpc::routes(node, reads, options);
-    let separate = !ports.1.is_empty();
+    let separate = !ports.http.is_empty();
     let metrics_app = access(http::metrics_router(state.clone()).fallback(http::not_found));
     let web_routes = http::client_router(state);
     let web = access(web_routes.clone().fallback(http::not_found));
@@ -208,7 +214,7 @@ pub fn clients(
         keepalive_timeout: config.grpc_keepalive_timeout,
         ..ServeOptions::default()
     };
-    for (ports, app) in [(ports.0, &both), (ports.1, &web)] {
+    for (ports, app) in [(ports.client, &both), (ports.http, &web)] {
         for port in ports {
             let options = serve_options(port.plain, port.tls);
             let secure = if port.tls { "securely" } else { "insecurely" };
@@ -217,7 +223,7 @@ pub fn clients(
             tracing::info!("ready to serve client requests");
         }
     }
-    for (url, listener) in metrics {
+    for (url, listener) in ports.metrics {
         let options = serve_options(!url.is_tls(), url.is_tls());
         spawn(listener, options, metrics_app.clone(), stopping.clone());
         tracing::info!(address = %url, "serving metrics");

@@ -67,20 +67,14 @@ pub fn admit(
         | MessageType::MsgSnapStatus
         | MessageType::MsgCheckQuorum => return Err(Refused::LocalType),
         MessageType::MsgSnapshot => return Err(Refused::Snapshot),
-        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => {
-            if message.entries.len() != 1 {
-                return Err(Refused::ReadIndexEntries);
-            }
+        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp if message.entries.len() != 1 => {
+            return Err(Refused::ReadIndexEntries);
         }
-        MessageType::MsgPropose => {
-            if message.entries.is_empty() {
-                return Err(Refused::EmptyProposal);
-            }
+        MessageType::MsgPropose if message.entries.is_empty() => {
+            return Err(Refused::EmptyProposal);
         }
-        MessageType::MsgHeartbeat => {
-            if message.commit > at.last_index && message.term >= at.term {
-                return Err(Refused::CommitBeyondLog);
-            }
+        MessageType::MsgHeartbeat if message.commit > at.last_index && message.term >= at.term => {
+            return Err(Refused::CommitBeyondLog);
         }
         MessageType::MsgAppend => admit_append(message, at, &term_of)?,
         MessageType::MsgAppendResponse => {
