@@ -93,9 +93,20 @@ func runDamage(args []string) error {
 	wal := func(dir string) string { return filepath.Join(dir, "member", "wal", last) }
 	var cases []kase
 	// 1. A tail of something that was never acknowledged is cut off.
-	half := make([]byte, 300)
-	r.Read(half)
-	partial := cat(leU64(1000), half) // announces more than follows before zeros
+	// The frame of a record in the middle, as a crash leaves it: its beginning only.
+	model := records[len(records)/2]
+	frame := make([]byte, model.n+8)
+	if f, err := os.Open(wals[len(wals)-1]); err != nil {
+		return err
+	} else {
+		_, err = f.ReadAt(frame, model.off)
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	half := frame[8 : len(frame)/2]
+	partial := frame[:len(frame)/2]
 	cases = append(cases,
 		kase{"none (the control)", func(string) error { return nil }, ""},
 		kase{"WAL tail: a record announced, half written, then the end of the file", func(d string) error {
@@ -107,15 +118,11 @@ func runDamage(args []string) error {
 		kase{"WAL tail: a torn record with a sector of zeros", func(d string) error {
 			// The first bytes of a record that reaches over a sector boundary; the
 			// rest of it never reached the disk.
-			rec := cat(leU64(2048), half)
-			n := int64(len(rec))
-			if room := 512 - tail%512; room < n {
-				n = room
-			}
-			if n < 8 {
+			n := 512 - tail%512
+			if n < 8 || n >= int64(len(frame)) {
 				n = 8
 			}
-			return writeAt(wal(d), rec[:n], tail)
+			return writeAt(wal(d), frame[:n], tail)
 		}, ""},
 		kase{"WAL tail: half a length", func(d string) error {
 			if err := os.Truncate(wal(d), tail); err != nil {

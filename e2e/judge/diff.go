@@ -12,11 +12,13 @@ import (
 	"path/filepath"
 	"reflect"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gogo/protobuf/proto"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
@@ -39,6 +41,7 @@ type diffOpts struct {
 	fsync       bool
 	grpcLimit   bool
 	exactLimit  bool
+	exactTies   bool
 	hash        bool
 	trace       io.Writer
 	clients     int
@@ -62,6 +65,7 @@ func runDiff(args []string) error {
 	fs.BoolVar(&o.ids, "ids", false, "compare cluster_id, member_id and raft_term in headers too")
 	fs.BoolVar(&o.fsync, "fsync", false, "run both servers without --unsafe-no-fsync")
 	fs.BoolVar(&o.grpcLimit, "grpc-limit", true, "now and then send a message above the gRPC receive limit")
+	fs.BoolVar(&o.exactTies, "exact-ties", false, "hold the order of rows with equal sort keys against each other too")
 	fs.BoolVar(&o.exactLimit, "exact-limit", false, "also try the request sizes within 16 bytes of --max-request-bytes")
 	fs.BoolVar(&o.hash, "hash", false, "compare Hash (whole backend) at the end too")
 	fs.IntVar(&o.keepGoing, "max-differences", 1, "stop a seed after so many differences (answers only; a diverged state makes more)")
@@ -596,6 +600,80 @@ func normal(m proto.Message, ids bool) {
 	}
 }
 
+// settleTies puts rows with equal sort keys in key order: etcd leaves their order to its sort
+// algorithm. Where a limit cuts through such rows, only their sort key is kept.
+func settleTies(req, answer proto.Message) {
+	switch r := req.(type) {
+	case *pb.RangeRequest:
+		if m, ok := answer.(*pb.RangeResponse); ok {
+			settleRange(r, m)
+		}
+	case *pb.TxnRequest:
+		m, ok := answer.(*pb.TxnResponse)
+		if !ok {
+			return
+		}
+		ops := r.Failure
+		if m.Succeeded {
+			ops = r.Success
+		}
+		for i, op := range ops {
+			if i >= len(m.Responses) {
+				return
+			}
+			if nested := op.GetRequestRange(); nested != nil {
+				if got := m.Responses[i].GetResponseRange(); got != nil {
+					settleRange(nested, got)
+				}
+			}
+			if nested := op.GetRequestTxn(); nested != nil {
+				if got := m.Responses[i].GetResponseTxn(); got != nil {
+					settleTies(nested, got)
+				}
+			}
+		}
+	}
+}
+
+func settleRange(req *pb.RangeRequest, m *pb.RangeResponse) {
+	// Only the sort key of a row, as a string that compares equal when the keys are equal.
+	key := func(kv *mvccpb.KeyValue) string {
+		switch req.SortTarget {
+		case pb.RangeRequest_VERSION:
+			return strconv.FormatInt(kv.Version, 10)
+		case pb.RangeRequest_CREATE:
+			return strconv.FormatInt(kv.CreateRevision, 10)
+		case pb.RangeRequest_MOD:
+			return strconv.FormatInt(kv.ModRevision, 10)
+		case pb.RangeRequest_VALUE:
+			return string(kv.Value)
+		}
+		return string(kv.Key)
+	}
+	if req.SortTarget == pb.RangeRequest_VALUE && req.KeysOnly {
+		// The sort key is gone from the answer; what is left is a set.
+		sort.Slice(m.Kvs, func(i, j int) bool { return bytes.Compare(m.Kvs[i].Key, m.Kvs[j].Key) < 0 })
+		if m.More {
+			m.Kvs = m.Kvs[:0]
+		}
+		return
+	}
+	for from := 0; from < len(m.Kvs); {
+		to := from + 1
+		for to < len(m.Kvs) && key(m.Kvs[to]) == key(m.Kvs[from]) {
+			to++
+		}
+		tied := m.Kvs[from:to]
+		sort.Slice(tied, func(i, j int) bool { return bytes.Compare(tied[i].Key, tied[j].Key) < 0 })
+		if m.More && to == len(m.Kvs) && req.SortTarget != pb.RangeRequest_KEY {
+			for i, kv := range tied {
+				tied[i] = &mvccpb.KeyValue{Value: []byte(key(kv))}
+			}
+		}
+		from = to
+	}
+}
+
 var headerType = reflect.TypeOf(&pb.ResponseHeader{})
 
 func clearHeaders(v reflect.Value) {
@@ -783,6 +861,9 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 				m, err := a.call(ctx, sides[i].conns[client])
 				if err == nil {
 					normal(m, o.ids)
+					if !o.exactTies {
+						settleTies(a.req, m)
+					}
 				}
 				out[i] = answer{m, err}
 				done <- i

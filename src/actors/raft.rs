@@ -206,15 +206,16 @@ impl RaftActor {
             }
             let dirty = work.hard_state.is_some() || !work.entries.is_empty();
             if dirty {
-                let saved =
-                    self.parts.wal.save(work.hard_state.as_ref(), &work.entries, work.must_sync);
-                if let Err(error) = saved {
+                // Raft reports a commit index that only moved forward without a hard state; it
+                // rides along, so that the WAL's stays close behind the applied index.
+                let hard_state = work.hard_state.unwrap_or_else(|| self.parts.driver.hard_state());
+                let moved = work.hard_state.is_some() || hard_state.commit != self.commit_written;
+                let written = moved.then_some(&hard_state);
+                if let Err(error) = self.parts.wal.save(written, &work.entries, work.must_sync) {
                     rt::fatal(&format!("failed to write the WAL: {error}"));
                 }
                 self.last_write = self.parts.clock.now();
-                if let Some(hard_state) = &work.hard_state {
-                    self.commit_written = hard_state.commit;
-                }
+                self.commit_written = hard_state.commit;
             }
             let saved = self.parts.driver.saved(&work);
             if !saved.messages.is_empty() {

@@ -101,8 +101,9 @@ impl Job {
             None => {
                 step.finished = true;
                 step.ops.push(meta(FINISHED, revision));
-                // 0 asks for the current revision's hash, which must not be this one.
-                if self.hash_is_whole && revision > 0 {
+                // As in etcd, even a compaction of revision 0 is remembered, although 0 then stops
+                // to mean "now" for HashKV: members must agree.
+                if self.hash_is_whole {
                     let hash = progress.hasher.sum();
                     remember(shared, KvHash { hash, revision, compact_revision: previous });
                 }

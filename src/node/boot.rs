@@ -48,7 +48,7 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
     let cluster = ClusterId(metadata.cluster_id);
     let (engine, mut machine) = open_machine(config, &dir.engine(), metadata)?;
 
-    let commit = committed(&replay, machine.position().0)?;
+    let commit = committed(&wal, &replay, machine.position().0)?;
     let mut members = Members::default();
     feed(&wal, commit, &mut machine, &mut members)?;
     machine.flush_position();
@@ -70,12 +70,16 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
 }
 
 /// The commit index that the log and the engine agree on.
-fn committed(replay: &Replay, engine_index: u64) -> Result<u64, String> {
+fn committed(wal: &Wal, replay: &Replay, engine_index: u64) -> Result<u64, String> {
     let commit = replay.hard_state.commit.max(engine_index);
     if commit > replay.last_index {
+        let (file, offset) = wal.end();
         return Err(format!(
-            "the log ends at index {}, but its commit index is {} and the engine is at {}",
-            replay.last_index, replay.hard_state.commit, engine_index
+            "the log ends at index {} ({} at offset {offset}), but its commit index is {} and the \
+             engine is at {engine_index}: the log was cut or damaged",
+            replay.last_index,
+            file.display(),
+            replay.hard_state.commit,
         ));
     }
     Ok(commit)

@@ -101,6 +101,10 @@ pub(super) fn open(
 ) -> Result<Opened, EngineError> {
     let aside = aside_path(dir);
     remove_dir(&aside)?;
+    if std::fs::symlink_metadata(dir).is_ok_and(|found| !found.is_dir()) {
+        tracing::warn!(dir = %dir.display(), "the engine's directory is a file: it is removed");
+        std::fs::remove_file(dir).map_err(io(dir))?;
+    }
     let empty = is_missing_or_empty(dir)?;
     let kind = if empty {
         OpenKind::Fresh

@@ -379,6 +379,11 @@ impl Wal {
         WalReader { sparse: self.sparse.clone() }
     }
 
+    /// Where the log ends: the last segment and the offset behind its last record.
+    pub fn end(&self) -> (&Path, u64) {
+        (&self.tail.path, self.offset)
+    }
+
     /// Whose log it is.
     pub fn metadata(&self) -> Metadata {
         self.metadata
