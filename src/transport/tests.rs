@@ -573,29 +573,6 @@ async fn etcds_own_fixtures() {
     server.stop().await;
 }
 
-/// Run alone: resident memory is the process's. Both ends are here, so 9000 need 18000 files.
-#[tokio::test]
-#[ignore = "needs the process for itself and 20000 file descriptors"]
-async fn idle_connections_are_cheap() {
-    const IDLE: usize = 9000;
-    let server = run(None, true, false);
-    let metrics = crate::obs::metrics::metrics();
-    let resident = || {
-        metrics.text();
-        metrics.process_resident.get()
-    };
-    let before = resident();
-    let mut held = Vec::with_capacity(IDLE);
-    for _ in 0..IDLE {
-        held.push(tokio::net::TcpStream::connect(&server.addr).await.unwrap());
-    }
-    assert_eq!(ask(None, "http", &server.addr).await, Ok("- false".into()));
-    let each = (resident() - before) / i64::try_from(IDLE).unwrap();
-    println!("{each} bytes per idle connection, both ends");
-    assert!(each < 8 * 1024, "{each}");
-    server.stop().await;
-}
-
 /// With `RUSD_AUTO_TLS_ETCD` set to `host:port` of a real etcd with `--auto-tls`, whose P-521
 /// certificate ring cannot verify.
 #[tokio::test]
