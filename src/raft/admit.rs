@@ -33,6 +33,10 @@ pub enum Refused {
     EmptyProposal,
     #[error("acknowledges entries beyond the log")]
     AckBeyondLog,
+    #[error("request to a leader carries a term")]
+    RequestWithTerm,
+    #[error("leader transfer is for the leader")]
+    TransferToFollower,
     #[error("snapshots are not taken yet")]
     Snapshot,
 }
@@ -67,6 +71,14 @@ pub fn admit(
         | MessageType::MsgSnapStatus
         | MessageType::MsgCheckQuorum => return Err(Refused::LocalType),
         MessageType::MsgSnapshot => return Err(Refused::Snapshot),
+        // A follower passes these three on to its leader, and the crate refuses to send a message
+        // that has a term already.
+        MessageType::MsgPropose | MessageType::MsgReadIndex if message.term != 0 => {
+            return Err(Refused::RequestWithTerm);
+        }
+        MessageType::MsgTransferLeader if !at.is_leader => {
+            return Err(Refused::TransferToFollower);
+        }
         MessageType::MsgReadIndex | MessageType::MsgReadIndexResp if message.entries.len() != 1 => {
             return Err(Refused::ReadIndexEntries);
         }
@@ -158,8 +170,13 @@ mod tests {
             check(&Message { from: 1, ..message(MessageType::MsgHeartbeat) }),
             Err(Refused::BadSender)
         );
-        assert_eq!(check(&message(MessageType::MsgReadIndex)), Err(Refused::ReadIndexEntries));
-        assert_eq!(check(&message(MessageType::MsgPropose)), Err(Refused::EmptyProposal));
+        let transfer = message(MessageType::MsgTransferLeader);
+        assert_eq!(check(&transfer), Err(Refused::TransferToFollower));
+        assert_eq!(check(&message(MessageType::MsgPropose)), Err(Refused::RequestWithTerm));
+        let no_term = |kind| Message { term: 0, ..message(kind) };
+        let read = no_term(MessageType::MsgReadIndex);
+        assert_eq!(check(&read), Err(Refused::ReadIndexEntries));
+        assert_eq!(check(&no_term(MessageType::MsgPropose)), Err(Refused::EmptyProposal));
         let far = Message { commit: 11, ..message(MessageType::MsgHeartbeat) };
         assert_eq!(check(&far), Err(Refused::CommitBeyondLog));
         let gap =
