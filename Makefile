@@ -73,7 +73,7 @@ verify: lint test ## What to run before a push: lint and test
 
 clean: ## Remove what was built
 	cargo clean
-	rm -rf e2e/bin e2e/work
+	rm -rf e2e/bin e2e/out
 
 ci: ## What CI runs
 	.ci/run

@@ -1,8 +1,22 @@
 //! What the server may answer instead of a response. `grpc::status` gives each its code and text.
 
-/// etcd's named errors (etcd v3.5.17 `api/v3rpc/rpctypes/error.go`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Error {
+macro_rules! errors {
+    ($(#[$doc:meta])* $($name:ident,)*) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Error {
+            $($name,)*
+        }
+
+        impl Error {
+            /// Every error, for tables that must not lack one.
+            pub const ALL: &[Error] = &[$(Error::$name,)*];
+        }
+    };
+}
+
+errors! {
+    /// etcd's named errors (etcd v3.5.17 `api/v3rpc/rpctypes/error.go`).
     EmptyKey,
     KeyNotFound,
     ValueProvided,

@@ -98,11 +98,10 @@ pub async fn guard(State(edge): State<Arc<Edge>>, request: Request, next: Next) 
     let method = match methods::find(request.uri().path()) {
         Lookup::Found(method) => method,
         Lookup::UnknownMethod { service, name } => {
-            let text = format!("unknown method {name} for service {service}");
-            return Status::unimplemented(text).into_http();
+            return status::unknown_method(service, name).into_http();
         }
         Lookup::UnknownService { service } => {
-            return Status::unimplemented(format!("unknown service {service}")).into_http();
+            return status::unknown_service(service).into_http();
         }
     };
     if let Err(error) = admit(&edge, method, request.headers()) {

@@ -71,7 +71,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.root, "root", "", "repository root (set by the script)")
 	flag.StringVar(&o.binary, "binary", "", "server to measure (default: build rusd in release)")
-	flag.StringVar(&o.out, "out", "", "table (default: docs/benchmarks.md; with --quick e2e/work/benchmarks.md)")
+	flag.StringVar(&o.out, "out", "", "table (default: docs/benchmarks.md; with --quick e2e/out/benchmarks.md)")
 	flag.StringVar(&o.only, "run", "", "only rows whose name matches this regular expression")
 	flag.IntVar(&o.rounds, "rounds", 3, "alternating rounds")
 	flag.IntVar(&o.keys, "keys", 1_000_000, "keys in the restart row, 0 for none")
@@ -90,7 +90,7 @@ func bench(o options) error {
 	}
 	out := "docs/benchmarks.md"
 	if o.quick {
-		o.rounds, o.keys, out = 1, min(o.keys, 10_000), "e2e/work/benchmarks.md"
+		o.rounds, o.keys, out = 1, min(o.keys, 10_000), "e2e/out/benchmarks.md"
 	}
 	if o.out == "" {
 		o.out = filepath.Join(o.root, out)
@@ -161,7 +161,7 @@ func bench(o options) error {
 	if err != nil {
 		return err
 	}
-	work := filepath.Join(o.root, "e2e", "work")
+	work := filepath.Join(o.root, "e2e", "out")
 	for _, dir := range []string{work, filepath.Dir(o.out)} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -274,7 +274,7 @@ func table(o options, samples []sample) string {
 	t.WriteString("# rusd beside etcd 3.5.17\n\n")
 	fmt.Fprintf(&t, "Written by `make bench`: medians of %d alternating rounds on %d cores, %s. Each cell is rusd / etcd = **ratio**. ", o.rounds, runtime.NumCPU(), time.Now().UTC().Format("2006-01-02"))
 	t.WriteString("Above 1 is better for requests/s, below 1 for the others. etcd's own `benchmark` tool runs on the same machine and shares its cores; fresh data directories for each row; values of 256 bytes; CPU, memory and writes are the sums over the members. ")
-	t.WriteString("The raw samples go to `e2e/work/bench.json`.\n\n")
+	t.WriteString("The raw samples go to `e2e/out/bench.json`.\n\n")
 	if o.quick {
 		t.WriteString("**A `--quick` run: these numbers mean nothing.**\n\n")
 	}

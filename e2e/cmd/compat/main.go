@@ -71,7 +71,7 @@ func parse() (options, error) {
 	flag.Var(&o.tiers, "tier", "tier to run, 1 to 6; may be repeated (default: all)")
 	flag.StringVar(&o.run, "run", "", "only tests whose name matches this regular expression")
 	flag.StringVar(&o.binary, "binary", "", "server to test (default: build rusd in release)")
-	flag.StringVar(&o.report, "report", "", "JSON report (default: e2e/work/report.json)")
+	flag.StringVar(&o.report, "report", "", "JSON report (default: e2e/out/report.json)")
 	flag.StringVar(&o.against, "against", "rusd", "rusd, or etcd for etcd "+etcdVersion+" itself")
 	flag.StringVar(&o.etcdSrc, "etcd-src", "", "take suite and tools from this etcd checkout instead of Go modules")
 	flag.StringVar(&o.lastRelease, "last-release", os.Getenv("ETCD_LAST_RELEASE"), "etcd 3.4 binary for the upgrade tests, which skip without one")
@@ -118,7 +118,7 @@ func parse() (options, error) {
 	}
 	o.e2e = filepath.Join(o.root, "e2e")
 	if o.report == "" {
-		o.report = filepath.Join(o.e2e, "work", "report.json")
+		o.report = filepath.Join(o.e2e, "out", "report.json")
 	}
 	if len(o.tiers) == 0 {
 		o.tiers = tierFlag{1, 2, 3, 4, 5, 6}
@@ -241,7 +241,7 @@ func choose(o options, s *suite) ([]string, error) {
 // lock keeps two runs apart: one per work tree, and one per machine for the suite's fixed ports
 // (a namespace of its own needs only the first).
 func lock(o options) (func(), error) {
-	names := []string{filepath.Join(o.e2e, "work", ".lock")}
+	names := []string{filepath.Join(o.e2e, "out", ".lock")}
 	if !o.netns && !o.buildOnly {
 		names = append(names, filepath.Join(os.TempDir(), fmt.Sprintf("rusd-e2e-ports-%d.lock", os.Getuid())))
 	}

@@ -62,7 +62,7 @@ func prepare(o options) (*suite, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &suite{tree: filepath.Join(o.e2e, "work", "tree"), server: server}
+	s := &suite{tree: filepath.Join(o.e2e, "out", "tree"), server: server}
 	s.testBinary = filepath.Join(o.e2e, "bin", "e2e.test")
 	if err := layOut(o, s); err != nil {
 		return nil, err

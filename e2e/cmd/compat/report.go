@@ -86,7 +86,11 @@ func tally(results []result, re *regexp.Regexp) (passed, failed, skipped int, se
 	return passed, failed, skipped, float64(int(seconds*10+0.5)) / 10
 }
 
-const ledgerHeader = "test\tresult"
+// The ledger names its one verdict as `go test` prints it.
+const (
+	ledgerHeader = "test\tresult"
+	ledgerPass   = "PASS"
+)
 
 func ledgerPath(o options) string { return filepath.Join(o.e2e, "ledger.tsv") }
 
@@ -102,8 +106,8 @@ func readLedger(o options) (map[string]bool, error) {
 	must := map[string]bool{}
 	for i, line := range lines[1:] {
 		name, verdict, _ := strings.Cut(line, "\t")
-		if name == "" || verdict != string(pass) {
-			return nil, fmt.Errorf("e2e/ledger.tsv:%d: want a test, a tab and pass", i+2)
+		if name == "" || verdict != ledgerPass {
+			return nil, fmt.Errorf("e2e/ledger.tsv:%d: want a test, a tab and PASS", i+2)
 		}
 		must[name] = true
 	}
@@ -118,7 +122,7 @@ func writeLedger(o options, must map[string]bool) error {
 	sort.Strings(names)
 	text := ledgerHeader + "\n"
 	for _, name := range names {
-		text += name + "\tpass\n"
+		text += name + "\t" + ledgerPass + "\n"
 	}
 	return replaceFile(ledgerPath(o), []byte(text))
 }
@@ -173,7 +177,7 @@ func finish(o options, r *report, stopped bool) (int, error) {
 	for _, t := range r.Tiers {
 		fmt.Printf("tier %d: %d of %d passed, %d failed, %d skipped in %.0fs (%s)\n", t.Tier, t.Passed, t.Run, t.Failed, t.Skipped, t.Seconds, t.Name)
 	}
-	fmt.Printf("report: %s\nlogs:   %s\n", o.report, filepath.Join(o.e2e, "work", "logs"))
+	fmt.Printf("report: %s\nlogs:   %s\n", o.report, filepath.Join(o.e2e, "out", "logs"))
 	for _, name := range r.Lost {
 		fmt.Printf("LOST: %s passed before and must pass\n", name)
 	}

@@ -58,7 +58,7 @@ func adoptOrphans() {
 
 // runAll runs the tests one after another. A failure of an earlier repetition stays a failure.
 func runAll(o options, s *suite, names []string, interrupted <-chan os.Signal) ([]result, bool) {
-	logs := filepath.Join(o.e2e, "work", "logs")
+	logs := filepath.Join(o.e2e, "out", "logs")
 	os.RemoveAll(logs)
 	if err := os.MkdirAll(logs, 0o755); err != nil {
 		fmt.Fprintln(os.Stderr, "compat:", err)
@@ -147,7 +147,7 @@ func runOne(o options, s *suite, name string, round int, interrupted <-chan os.S
 		logName = fmt.Sprintf("%s.%d.log", name, round+1)
 	}
 	r := result{Test: name, Result: fail, Log: filepath.Join("logs", logName)}
-	log, err := os.Create(filepath.Join(o.e2e, "work", r.Log))
+	log, err := os.Create(filepath.Join(o.e2e, "out", r.Log))
 	if err != nil {
 		r.Why = err.Error()
 		return r, false
