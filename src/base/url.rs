@@ -102,7 +102,7 @@ impl Url {
 
     /// The host without port and without brackets.
     pub fn hostname(&self) -> &str {
-        split_host_port(&self.host).map_or(&self.host, |(host, _)| host)
+        hostname(&self.host)
     }
 
     /// The port's text, empty when there is none.
@@ -113,6 +113,14 @@ impl Url {
     /// The file a unix kind listens on: host and path are one name.
     pub fn socket_path(&self) -> String {
         format!("{}{}", self.host, self.path)
+    }
+}
+
+/// `host` of `host:port`, without the brackets of IPv6; an address without a port is its own host.
+pub fn hostname(addr: &str) -> &str {
+    match addr.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => addr.rsplit_once(':').map_or(addr, |(host, _)| host),
     }
 }
 

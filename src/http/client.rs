@@ -173,5 +173,5 @@ fn request_host(request: &Request) -> String {
         Some(authority) => authority.as_str(),
         None => request.headers().get(HOST).and_then(|v| v.to_str().ok()).unwrap_or_default(),
     };
-    crate::transport::tls::host_only(named).to_owned()
+    crate::base::url::hostname(named).to_owned()
 }

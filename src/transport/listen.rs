@@ -3,7 +3,6 @@
 use crate::base::url::Url;
 use crate::transport::tls::{
     ServerTls, TCP_KEEPALIVE, TlsInfo, alternative_names, check_san, common_name, go_text,
-    host_only,
 };
 use axum::body::Body;
 use axum::http::Request;
@@ -133,7 +132,7 @@ pub fn bind_with(url: &Url, reuse_port: bool) -> io::Result<Listener> {
         return Ok(Listener::Unix(UnixListener::bind(&path)?, path));
     }
     let port = url.host.rsplit_once(':').map_or("", |(_, port)| port);
-    let addresses: Vec<SocketAddr> = if host_only(&url.host).is_empty() {
+    let addresses: Vec<SocketAddr> = if url.hostname().is_empty() {
         let port: u16 = port.parse().map_err(|_| invalid_address(url))?;
         vec![SocketAddr::from(([0u16; 8], port)), SocketAddr::from(([0u8; 4], port))]
     } else {
