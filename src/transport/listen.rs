@@ -1,12 +1,13 @@
 //! Listening: plain and TLS on one port, HTTP/1 and HTTP/2, every wait bounded.
 
 use crate::base::url::Url;
+use crate::transport::conn_task::{ConnTask, StreamExecutor};
 use crate::transport::tls::{
     ServerTls, TCP_KEEPALIVE, TlsInfo, alternative_names, check_san, common_name, go_text,
 };
 use axum::body::Body;
 use axum::http::Request;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls_pki_types::CertificateDer;
 use std::future::Future;
@@ -217,7 +218,6 @@ impl Default for ServeOptions {
 struct Shared {
     options: ServeOptions,
     tls: Option<ServerTls>,
-    http: auto::Builder<TokioExecutor>,
     app: axum::Router,
     stopping: watch::Receiver<bool>,
 }
@@ -243,8 +243,7 @@ pub async fn serve(
         None => None,
     };
     let permits = Arc::new(Semaphore::new(options.max_connections.min(Semaphore::MAX_PERMITS)));
-    let http = builder(&options);
-    let shared = Arc::new(Shared { options, tls, http, app, stopping });
+    let shared = Arc::new(Shared { options, tls, app, stopping });
     let mut tasks = JoinSet::new();
     let mut pause = ACCEPT_PAUSE.0;
     let mut shutdown = std::pin::pin!(shutdown);
@@ -284,8 +283,8 @@ pub async fn serve(
     Ok(())
 }
 
-fn builder(options: &ServeOptions) -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
+fn builder(options: &ServeOptions, streams: StreamExecutor) -> auto::Builder<StreamExecutor> {
+    let mut http = auto::Builder::new(streams);
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
     http.http2()
         .timer(TokioTimer::new())
@@ -485,14 +484,17 @@ where
         request.extensions_mut().insert(info.clone());
         app.clone().oneshot(request.map(Body::new))
     });
+    let streams = StreamExecutor::default();
+    let http = builder(&shared.options, streams.clone());
     // Without upgrades: `Upgrade: h2c` is answered as HTTP/1.1, as Go does.
-    let mut serving = std::pin::pin!(shared.http.serve_connection(TokioIo::new(stream), service));
+    let serving = http.serve_connection(TokioIo::new(stream), service);
+    let mut serving = ConnTask::new(serving, streams);
     let mut stopping = shared.stopping.clone();
     tokio::select! {
-        _ = serving.as_mut() => return,
+        _ = &mut serving => return,
         _ = stopping.wait_for(|stop| *stop) => {}
     }
-    serving.as_mut().graceful_shutdown();
+    serving.connection().graceful_shutdown();
     let _ = tokio::time::timeout(SHUTDOWN_GRACE, serving).await;
 }
 

@@ -1,6 +1,7 @@
 //! Bytes between processes: listeners, TLS and the peer protocol.
 //! Uses: base, obs, pb
 
+mod conn_task;
 pub mod listen;
 pub mod rafthttp;
 pub mod tls;
