@@ -20,6 +20,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Journals of the engine; they are replayed at each open at some 45 MB/s.
 const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
@@ -29,6 +30,11 @@ const MEMTABLE_BYTES: u64 = if cfg!(test) { 128 * 1024 } else { 16 * 1024 * 1024
 const BLOCK_CACHE_BYTES: u64 = 32 * 1024 * 1024;
 /// Bytes that the writer puts into one engine batch, so that none holds the journal for long.
 const WRITE_BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long the writer lets batches gather, so that one commit carries them all (etcd v3.5.17
+/// `--backend-batch-interval`). Nothing durable waits for it: that is the log's part.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
+/// What a batch costs in the queue beside its rows.
+const BATCH_OVERHEAD_BYTES: usize = 96;
 /// What a row costs in the overlay beside its key and value.
 const ROW_OVERHEAD_BYTES: usize = 96;
 /// Overlay rows dropped under one lock, so that readers are not kept waiting.
@@ -75,8 +81,8 @@ struct Row {
 #[derive(Debug, Default)]
 struct Overlay {
     rows: BTreeMap<Bytes, Row>,
-    /// (consistent index, term, revision) of the newest batch.
-    position: (u64, u64, i64),
+    /// Of the newest batch. Its rows are read from here, so they need no place in `rows`.
+    position: Position,
 }
 
 /// A batch on its way to fjall.
@@ -85,6 +91,27 @@ struct Pending {
     seq: u64,
     rows: Vec<(Bytes, Option<Bytes>)>,
     bytes: usize,
+    position: Position,
+}
+
+/// What a batch brings the state to; written as rows once per commit, of its last batch.
+#[derive(Clone, Copy, Debug, Default)]
+struct Position {
+    consistent_index: u64,
+    term: u64,
+    revision: i64,
+}
+
+impl Position {
+    fn rows(self) -> [(Bytes, Option<Bytes>); 3] {
+        let meta = Bucket::Meta as u8;
+        let number = |n: [u8; 8]| Some(Bytes::copy_from_slice(&n));
+        [
+            (row_key(meta, CONSISTENT_INDEX_ROW), number(self.consistent_index.to_be_bytes())),
+            (row_key(meta, TERM_ROW), number(self.term.to_be_bytes())),
+            (row_key(PRIVATE, REVISION_ROW), number(self.revision.to_be_bytes())),
+        ]
+    }
 }
 
 #[derive(Debug, Default)]
@@ -94,8 +121,22 @@ struct Queue {
     bytes: usize,
     submitted: u64,
     written: u64,
+    /// Somebody waits for the writer: it does not wait for more.
+    hurry: bool,
     closed: bool,
     failed: Option<String>,
+}
+
+impl Queue {
+    /// Asks the writer not to wait for more.
+    fn hurry(&mut self, work: &Condvar) {
+        self.hurry = true;
+        work.notify_one();
+    }
+
+    fn is_over(&self) -> bool {
+        self.closed || self.failed.is_some()
+    }
 }
 
 struct Shared {
@@ -151,9 +192,15 @@ impl Shared {
             let mut taken = Vec::new();
             {
                 let mut queue = self.queue.lock();
-                while queue.batches.is_empty() && !queue.closed && queue.failed.is_none() {
+                while queue.batches.is_empty() && !queue.is_over() {
                     self.work.wait(&mut queue);
                 }
+                while !queue.hurry && !queue.is_over() && queue.bytes < WRITE_BATCH_BYTES_MAX {
+                    if self.work.wait_for(&mut queue, COMMIT_INTERVAL).timed_out() {
+                        break;
+                    }
+                }
+                queue.hurry = false;
                 if queue.failed.is_some() || queue.batches.is_empty() {
                     return;
                 }
@@ -194,6 +241,8 @@ impl Shared {
         for batch in batches {
             rows.extend(batch.rows.iter().map(|(key, value)| (key, value)));
         }
+        let position = batches.last().map_or_else(Position::default, |last| last.position).rows();
+        rows.extend(position.iter().map(|(key, value)| (key, value)));
         let mut batch = self.db.batch();
         for (key, value) in rows {
             // Copied: a value may be a slice of a whole request, which the memtable would keep.
@@ -237,7 +286,7 @@ impl Engine {
         dir: &Path,
         (db, rows): (Database, Keyspace),
         seq: u64,
-        position: (u64, u64, i64),
+        position: Position,
         on_fatal: OnFatal,
     ) -> Result<Engine, EngineError> {
         let shared = Arc::new(Shared {
@@ -262,7 +311,7 @@ impl Engine {
 
     /// Store revision of the newest batch; 0 when there is none.
     pub fn revision(&self) -> i64 {
-        self.shared.overlay.read().position.2
+        self.shared.overlay.read().position.revision
     }
 
     /// Has the next open throw the engine away and start over.
@@ -313,30 +362,27 @@ impl Drop for Engine {
 
 impl Backend for Engine {
     fn submit(&self, batch: Batch) {
-        let mut rows: Vec<(Bytes, Option<Bytes>)> = Vec::with_capacity(batch.ops.len() + 3);
-        for (bucket, key, value) in batch.ops {
-            rows.push((row_key(bucket as u8, &key), value));
-        }
-        let meta = Bucket::Meta as u8;
-        let number = |n: [u8; 8]| Some(Bytes::copy_from_slice(&n));
-        rows.push((
-            row_key(meta, CONSISTENT_INDEX_ROW),
-            number(batch.consistent_index.to_be_bytes()),
-        ));
-        rows.push((row_key(meta, TERM_ROW), number(batch.term.to_be_bytes())));
-        rows.push((row_key(PRIVATE, REVISION_ROW), number(batch.revision.to_be_bytes())));
-        let bytes = rows
-            .iter()
-            .map(|(key, value)| {
-                ROW_OVERHEAD_BYTES + key.len() + value.as_ref().map_or(0, Bytes::len)
-            })
-            .sum();
+        let rows: Vec<(Bytes, Option<Bytes>)> = batch
+            .ops
+            .into_iter()
+            .map(|(bucket, key, value)| (row_key(bucket as u8, &key), value))
+            .collect();
+        let row_bytes = rows.iter().map(|(key, value)| {
+            ROW_OVERHEAD_BYTES + key.len() + value.as_ref().map_or(0, Bytes::len)
+        });
+        let bytes = BATCH_OVERHEAD_BYTES + row_bytes.sum::<usize>();
+        let position = Position {
+            consistent_index: batch.consistent_index,
+            term: batch.term,
+            revision: batch.revision,
+        };
 
         let shared = &*self.shared;
         let mut queue = shared.queue.lock();
         // A batch larger than the whole overlay goes alone.
         while queue.bytes != 0 && queue.bytes + bytes > OVERLAY_BYTES_MAX && queue.failed.is_none()
         {
+            queue.hurry(&shared.work);
             shared.done.wait(&mut queue);
         }
         if queue.failed.is_some() || queue.closed {
@@ -353,10 +399,13 @@ impl Backend for Engine {
             for (key, value) in &rows {
                 overlay.rows.insert(key.clone(), Row { seq, value: value.clone() });
             }
-            overlay.position = (batch.consistent_index, batch.term, batch.revision);
+            overlay.position = position;
         }
-        queue.batches.push_back(Pending { seq, rows, bytes });
-        shared.work.notify_one();
+        queue.batches.push_back(Pending { seq, rows, bytes, position });
+        // The first starts the interval, and a full commit ends it.
+        if queue.batches.len() == 1 || queue.bytes >= WRITE_BATCH_BYTES_MAX {
+            shared.work.notify_one();
+        }
     }
 
     fn get(&self, bucket: Bucket, key: &[u8]) -> Result<Option<Bytes>, BackendError> {
@@ -444,13 +493,14 @@ impl Backend for Engine {
             if queue.written >= target {
                 return Ok(());
             }
+            queue.hurry(&self.shared.work);
             self.shared.done.wait(&mut queue);
         }
     }
 
     fn position(&self) -> (u64, u64) {
-        let (index, term, _) = self.shared.overlay.read().position;
-        (index, term)
+        let position = self.shared.overlay.read().position;
+        (position.consistent_index, position.term)
     }
 
     fn size_bytes(&self) -> u64 {

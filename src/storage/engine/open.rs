@@ -2,8 +2,8 @@
 
 use super::{
     BLOCK_CACHE_BYTES, CONSISTENT_INDEX_ROW, DAMAGED_MARKER, Engine, IDENTITY_ROW,
-    JOURNAL_BYTES_MAX, KEYSPACE, MEMTABLE_BYTES, OnFatal, PRIVATE, REVISION_ROW, SEQ_ROWS,
-    TERM_ROW, row_key, seq_key,
+    JOURNAL_BYTES_MAX, KEYSPACE, MEMTABLE_BYTES, OnFatal, PRIVATE, Position, REVISION_ROW,
+    SEQ_ROWS, TERM_ROW, row_key, seq_key,
 };
 use crate::mvcc::backend::Bucket;
 use crate::storage::wal::Metadata;
@@ -66,7 +66,7 @@ enum Refused {
 struct Found {
     handles: (Database, Keyspace),
     seq: u64,
-    position: (u64, u64, i64),
+    position: Position,
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> EngineError + '_ {
@@ -134,7 +134,7 @@ pub(super) fn open(
     let handles = std::panic::catch_unwind(AssertUnwindSafe(|| create(dir, identity)))
         .unwrap_or_else(|_| Err("it panicked".into()))
         .map_err(|reason| EngineError::Create(dir.to_owned(), reason))?;
-    let engine = Engine::start(dir, handles, 0, (0, 0, 0), on_fatal)?;
+    let engine = Engine::start(dir, handles, 0, Position::default(), on_fatal)?;
     Ok(Opened { engine, kind })
 }
 
@@ -225,12 +225,7 @@ fn is_about_data(error: &std::io::Error) -> bool {
 }
 
 /// The number of the last batch and the position it reached.
-#[allow(clippy::type_complexity)]
-fn check(
-    db: &Database,
-    rows: &Keyspace,
-    identity: Metadata,
-) -> Result<(u64, (u64, u64, i64)), String> {
+fn check(db: &Database, rows: &Keyspace, identity: Metadata) -> Result<(u64, Position), String> {
     verify(db, rows)?;
     // Everything is read as scans read it, through a snapshot, and point reads must agree: with its
     // journal gone, fjall opens with a sequence number below that of its rows, so that snapshots do
@@ -269,8 +264,10 @@ fn check(
             None => Err("it has batches but no position".into()),
         }
     };
-    let index = number(Bucket::Meta as u8, CONSISTENT_INDEX_ROW)?;
-    let term = number(Bucket::Meta as u8, TERM_ROW)?;
-    let revision = number(PRIVATE, REVISION_ROW)? as i64;
-    Ok((seq, (index, term, revision)))
+    let position = Position {
+        consistent_index: number(Bucket::Meta as u8, CONSISTENT_INDEX_ROW)?,
+        term: number(Bucket::Meta as u8, TERM_ROW)?,
+        revision: number(PRIVATE, REVISION_ROW)? as i64,
+    };
+    Ok((seq, position))
 }
