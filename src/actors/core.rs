@@ -1,8 +1,8 @@
 //! What actors publish and edges read without asking, and the node that edges hold.
 
 use crate::actors::handle::{Answer, Node, RaftStatus};
+use crate::actors::inbox::{Ask, Inbox, Propose};
 use crate::actors::lease_keeper::{self, LeaseKeeper};
-use crate::actors::raft::{self, RaftActor};
 use crate::apply::Reply;
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
@@ -14,8 +14,8 @@ use crate::raft::driver::Standing;
 use actix::Addr;
 use arc_swap::ArcSwap;
 use prost::Message as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
@@ -52,7 +52,8 @@ pub struct Shared {
     alarms: ArcSwap<Vec<rpc::AlarmMember>>,
     leader_changed_at: ArcSwap<Option<Instant>>,
     leader_changes: AtomicU64,
-    raft: OnceLock<Addr<RaftActor>>,
+    /// Where proposals and read-index requests go.
+    pub inbox: Inbox,
 }
 
 impl Shared {
@@ -64,6 +65,7 @@ impl Shared {
         applied: u64,
         members: Members,
         alarms: Vec<rpc::AlarmMember>,
+        inbox: Inbox,
     ) -> Shared {
         Shared {
             member_id,
@@ -75,7 +77,7 @@ impl Shared {
             alarms: ArcSwap::from_pointee(alarms),
             leader_changed_at: ArcSwap::default(),
             leader_changes: AtomicU64::new(0),
-            raft: OnceLock::new(),
+            inbox,
         }
     }
 
@@ -125,20 +127,13 @@ impl Shared {
         self.leader_changes.load(Ordering::Relaxed)
     }
 
-    /// Where proposals go; set once, while the node is put together.
-    pub fn connect(&self, raft: Addr<RaftActor>) {
-        let first = self.raft.set(raft).is_ok();
-        assert!(first, "RaftActor is connected once");
-    }
-
     /// Proposes without waiting for the outcome.
     pub fn propose_quietly(&self, mut request: rpc::InternalRaftRequest) {
         let id = self.ids.next();
         request.header.get_or_insert_with(Default::default).id = id;
-        let Some(raft) = self.raft.get() else {
-            return;
-        };
-        raft.do_send(raft::Propose { id, data: request.encode_to_vec().into(), reply: None });
+        let data = request.encode_to_vec().into();
+        // A full queue or a stop: who proposes quietly proposes again.
+        let _ = self.inbox.ask(Ask::Propose(Propose { id, data, reply: None }));
     }
 }
 
@@ -157,7 +152,6 @@ pub trait LeaseForward: Send + Sync + 'static {
 /// The node as edges hold it.
 pub struct Core {
     pub shared: Arc<Shared>,
-    pub raft: Addr<RaftActor>,
     pub lease_keeper: Addr<LeaseKeeper>,
     pub leases: LeaseReader,
     pub forward: Arc<dyn LeaseForward>,
@@ -191,12 +185,12 @@ impl Core {
     async fn propose_encoded(&self, id: u64, data: Vec<u8>) -> Result<Reply> {
         let started = self.clock.now();
         let (reply, answer) = oneshot::channel();
-        let proposal = raft::Propose { id, data: data.into(), reply: Some(reply) };
-        match self.raft.try_send(proposal) {
-            Ok(()) => {}
-            Err(actix::prelude::SendError::Full(_)) => return Err(Error::TooManyRequests),
-            Err(actix::prelude::SendError::Closed(_)) => return Err(Error::Stopped),
-        }
+        let _waiting = self.shared.inbox.wait();
+        self.shared.inbox.ask(Ask::Propose(Propose {
+            id,
+            data: data.into(),
+            reply: Some(reply),
+        }))?;
         match tokio::time::timeout(self.request_timeout(), answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::Stopped),
@@ -213,11 +207,8 @@ impl Core {
 
     async fn read_index(&self) -> Result<u64> {
         let (reply, answer) = oneshot::channel();
-        match self.raft.try_send(raft::ReadIndex(reply)) {
-            Ok(()) => {}
-            Err(actix::prelude::SendError::Full(_)) => return Err(Error::TooManyRequests),
-            Err(actix::prelude::SendError::Closed(_)) => return Err(Error::Stopped),
-        }
+        let _waiting = self.shared.inbox.wait();
+        self.shared.inbox.ask(Ask::ReadIndex(reply))?;
         answer.await.unwrap_or(Err(Error::Stopped))
     }
 

@@ -6,6 +6,7 @@
 
 pub mod core;
 pub mod handle;
+pub mod inbox;
 pub mod lease_keeper;
 pub mod raft;
 pub mod rt;

@@ -2,6 +2,7 @@
 //! one flush proposes, saves and sends for all of them.
 
 use crate::actors::core::Shared;
+use crate::actors::inbox::{Ask, Outlet, Propose};
 use crate::actors::lease_keeper::{self, LeaseKeeper};
 use crate::actors::rt;
 use crate::actors::store::{self, StoreActor, Waiter};
@@ -15,7 +16,6 @@ use crate::raft::driver::{Change, Driver, Standing};
 use crate::raft::log::Archive;
 use crate::storage::wal::{Wal, WalReader};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
-use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +24,12 @@ use tokio::sync::oneshot;
 /// A read-index round that got no answer is asked again, under a new context, after this long
 /// (etcd v3.5.17 readIndexRetryTime).
 const READ_INDEX_RETRY: Duration = Duration::from_millis(500);
+/// Callers waiting for an answer from which on a flush waits for others to join it.
+const GATHER_FROM: usize = 16;
+/// A flush waits if fewer than one in this many of the waiting callers have joined it.
+const GATHER_SHARE: usize = 4;
+/// How long it waits: about as long as a fast fdatasync takes.
+const GATHER_PAUSE: Duration = Duration::from_micros(100);
 /// An idle member writes its newest commit index down within this time.
 const COMMIT_WRITE_DELAY: Duration = Duration::from_millis(100);
 
@@ -43,21 +49,6 @@ impl Archive for WalReader {
         WalReader::entries(self, low, high, bytes_max).map_err(|error| error.to_string())
     }
 }
-
-/// Proposes one entry; the reply comes from the apply on this member.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Propose {
-    pub id: u64,
-    pub data: Bytes,
-    /// `None` if nobody waits for the outcome.
-    pub reply: Option<Waiter>,
-}
-
-/// Asks for an index that everything committed before the call lies at or below.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct ReadIndex(pub oneshot::Sender<Result<u64>>);
 
 /// A message from a peer; answered when raft has taken or refused it.
 #[derive(Message)]
@@ -86,9 +77,10 @@ pub struct Applied {
 #[rtype(result = "()")]
 pub struct Stop(pub oneshot::Sender<()>);
 
+/// Takes up what is in the inbox, proposes, saves and sends.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Flush;
+pub struct Flush;
 
 struct Round {
     context: u64,
@@ -100,6 +92,7 @@ struct Round {
 pub struct Parts {
     pub driver: Driver<WalReader>,
     pub wal: Wal,
+    pub outlet: Outlet,
     pub store: Addr<StoreActor>,
     pub lease_keeper: Addr<LeaseKeeper>,
     pub peers: Box<dyn Peers>,
@@ -115,7 +108,6 @@ pub struct RaftActor {
     proposals: VecDeque<Propose>,
     round: Option<Round>,
     next_round: Vec<oneshot::Sender<Result<u64>>>,
-    armed: bool,
     last_tick: Instant,
     /// Commit index that the WAL's newest hard state holds.
     commit_written: u64,
@@ -132,7 +124,6 @@ impl RaftActor {
             proposals: VecDeque::new(),
             round: None,
             next_round: Vec::new(),
-            armed: false,
             last_tick: now,
             commit_written,
             last_write: now,
@@ -141,8 +132,7 @@ impl RaftActor {
     }
 
     fn arm(&mut self, ctx: &mut Context<Self>) {
-        if !self.armed {
-            self.armed = true;
+        if self.parts.outlet.arm() {
             ctx.notify(Flush);
         }
     }
@@ -197,12 +187,42 @@ impl RaftActor {
         self.last_write = self.parts.clock.now();
     }
 
+    /// With many callers on the way and few of them here yet, waits a moment, so that they share
+    /// one round and one fdatasync. A caller that is alone never waits.
+    fn gather(&self) {
+        let here = self.parts.outlet.pending();
+        let waiting = self.parts.shared.inbox.waiting();
+        if here > 0 && waiting >= GATHER_FROM && here * GATHER_SHARE < waiting {
+            std::thread::sleep(GATHER_PAUSE);
+        }
+    }
+
+    fn take_asks(&mut self) {
+        let gap_max = self.parts.shared.applied_index() + limits::APPLY_GAP_MAX;
+        while let Some(ask) = self.parts.outlet.take() {
+            match ask {
+                Ask::ReadIndex(reply) => self.next_round.push(reply),
+                Ask::Propose(proposal)
+                    if self.standing.committed <= gap_max
+                        && self.proposals.len() < limits::PROPOSALS_PENDING_MAX =>
+                {
+                    self.proposals.push_back(proposal);
+                }
+                Ask::Propose(Propose { reply: Some(reply), .. }) => {
+                    let _ = reply.send(Err(Error::TooManyRequests));
+                }
+                Ask::Propose(_) => {}
+            }
+        }
+    }
+
     fn flush(&mut self) {
+        self.take_asks();
         self.propose();
         self.read_index();
-        while let Some(work) = self.parts.driver.work() {
+        while let Some(mut work) = self.parts.driver.work() {
             if !work.messages.is_empty() {
-                self.parts.peers.send(work.messages.clone());
+                self.parts.peers.send(std::mem::take(&mut work.messages));
             }
             let dirty = work.hard_state.is_some() || !work.entries.is_empty();
             if dirty {
@@ -232,6 +252,7 @@ impl RaftActor {
             for (context, index) in work.read_states {
                 self.answer_round(context, index);
             }
+            self.take_asks();
             self.propose();
             self.read_index();
         }
@@ -353,37 +374,6 @@ impl Actor for RaftActor {
     }
 }
 
-impl Handler<Propose> for RaftActor {
-    type Result = ();
-
-    fn handle(&mut self, proposal: Propose, ctx: &mut Self::Context) {
-        let applied = self.parts.shared.applied_index();
-        if self.standing.committed > applied + limits::APPLY_GAP_MAX
-            || self.proposals.len() >= limits::PROPOSALS_PENDING_MAX
-        {
-            if let Some(reply) = proposal.reply {
-                let _ = reply.send(Err(Error::TooManyRequests));
-            }
-            return;
-        }
-        self.proposals.push_back(proposal);
-        self.arm(ctx);
-    }
-}
-
-impl Handler<ReadIndex> for RaftActor {
-    type Result = ();
-
-    fn handle(&mut self, ReadIndex(reply): ReadIndex, ctx: &mut Self::Context) {
-        if self.next_round.len() >= limits::PROPOSALS_PENDING_MAX {
-            let _ = reply.send(Err(Error::TooManyRequests));
-            return;
-        }
-        self.next_round.push(reply);
-        self.arm(ctx);
-    }
-}
-
 impl Handler<Step> for RaftActor {
     type Result = ();
 
@@ -428,8 +418,9 @@ impl Handler<Flush> for RaftActor {
     type Result = ();
 
     fn handle(&mut self, _: Flush, _: &mut Self::Context) {
-        self.armed = false;
         rt::or_abort("RaftActor", || {
+            self.gather();
+            self.parts.outlet.disarm();
             self.tick_if_due();
             self.flush();
         });

@@ -106,6 +106,8 @@ pub struct StoreActor {
     raft: Option<Addr<RaftActor>>,
     lease_keeper: Option<Addr<LeaseKeeper>>,
     waiters: HashMap<u64, Waiter>,
+    /// Answers of the batch at hand; they leave when its effects are published.
+    answers: Vec<(Waiter, Result<Reply>)>,
     compacting: bool,
     /// Replies to physical compactions, held until the rows are gone.
     physical: Vec<(Waiter, Result<Reply>)>,
@@ -121,6 +123,7 @@ impl StoreActor {
             raft: None,
             lease_keeper: None,
             waiters: HashMap::new(),
+            answers: Vec::new(),
             compacting: false,
             physical: Vec::new(),
         }
@@ -219,7 +222,7 @@ impl StoreActor {
             self.physical.push((waiter, result));
             return;
         }
-        let _ = waiter.send(result);
+        self.answers.push((waiter, result));
     }
 
     fn compact_step(&mut self, ctx: &mut Context<Self>) {
@@ -306,6 +309,10 @@ impl Handler<Apply> for StoreActor {
             return;
         };
         self.shared.publish_applied(last.index);
+        for (waiter, result) in self.answers.drain(..) {
+            // A caller that has gone needs no answer.
+            let _ = waiter.send(result);
+        }
         if let Some(raft) = &self.raft {
             raft.do_send(raft::Applied { index: last.index, changes });
         }

@@ -8,6 +8,7 @@ mod publish;
 mod serve;
 
 use crate::actors::core::{Core, Shared};
+use crate::actors::inbox::Inbox;
 use crate::actors::lease_keeper::LeaseKeeper;
 use crate::actors::raft::{Parts, RaftActor};
 use crate::actors::store::{self, StoreActor};
@@ -55,6 +56,7 @@ async fn member(config: Config) -> Result<(), String> {
     let election_timeout = Duration::from_millis(config.election_timeout_ms);
     let tick_interval = Duration::from_millis(config.heartbeat_interval_ms);
     let members = booted.members.clone();
+    let (inbox, outlet) = Inbox::new();
     let shared = Arc::new(Shared::new(
         booted.member,
         booted.cluster,
@@ -62,6 +64,7 @@ async fn member(config: Config) -> Result<(), String> {
         booted.applied,
         members.clone(),
         booted.machine.alarms(),
+        inbox,
     ));
     let reader = booted.machine.reader();
     let leases = booted.machine.lease_reader();
@@ -105,6 +108,7 @@ async fn member(config: Config) -> Result<(), String> {
     let parts = Parts {
         driver,
         wal: booted.wal,
+        outlet,
         store: store.clone(),
         lease_keeper: keeper.clone(),
         peers: Box::new(peers),
@@ -123,7 +127,7 @@ async fn member(config: Config) -> Result<(), String> {
         use actix::AsyncContext as _;
         let raft = ctx.address();
         raft_store.do_send(store::Connect { raft: raft.clone(), lease_keeper: raft_keeper });
-        raft_shared.connect(raft.clone());
+        raft_shared.inbox.connect(raft.clone());
         raft_sink.connect(raft.clone());
         let _ = address.send(raft);
         RaftActor::new(parts)
@@ -132,7 +136,6 @@ async fn member(config: Config) -> Result<(), String> {
 
     let core = Arc::new(Core {
         shared: shared.clone(),
-        raft: raft_addr.clone(),
         lease_keeper: keeper,
         leases,
         forward: Arc::new(glue::Forward::new(connector.clone())),
