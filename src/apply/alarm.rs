@@ -19,23 +19,13 @@ pub(super) struct Alarms {
 impl Alarms {
     pub(super) fn open(backend: &dyn Backend) -> Result<Self, BackendError> {
         let mut alarms = Self::default();
-        let mut failed = None;
-        backend.scan(
-            Bucket::Alarm,
-            &[],
-            None,
-            &mut |key, _| match rpc::AlarmMember::decode(key) {
-                Ok(alarm) => {
-                    alarms.raised.insert((alarm.alarm, alarm.member_id));
-                    ControlFlow::Continue(())
-                }
-                Err(error) => {
-                    failed = Some(BackendError(format!("a row of bucket alarm: {error}")));
-                    ControlFlow::Break(())
-                }
-            },
-        )?;
-        failed.map_or(Ok(alarms), Err)
+        backend.try_scan(Bucket::Alarm, &[], None, &mut |key, _| {
+            let alarm = rpc::AlarmMember::decode(key)
+                .map_err(|error| BackendError(format!("a row of bucket alarm: {error}")))?;
+            alarms.raised.insert((alarm.alarm, alarm.member_id));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(alarms)
     }
 
     fn any(&self, kind: rpc::AlarmType) -> bool {

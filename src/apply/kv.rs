@@ -1,6 +1,7 @@
 //! Put, delete range and transactions.
 
 use super::Machine;
+use super::txn::Path;
 use crate::base::error::Error;
 use crate::base::ids::LeaseId;
 use crate::mvcc::backend::BackendError;
@@ -77,35 +78,15 @@ impl Machine {
         Ok(rpc::DeleteRangeResponse { header, deleted, prev_kvs })
     }
 
-    /// Compares choose the branches of all nested transactions first; then all requests on the way
-    /// are checked, puts before ranges; then they run. An error undoes everything (etcd's server
+    /// See [`Path`]; puts are checked before ranges. An error undoes everything (etcd's server
     /// panics if a write transaction fails after the checks).
     pub(super) fn txn(&mut self, r: &rpc::TxnRequest) -> Result<rpc::TxnResponse, ReadError> {
-        let mut path = Vec::new();
-        self.choose(r, &mut path)?;
-        self.check(r, &mut path.iter().copied(), &Self::check_put)?;
-        self.check(r, &mut path.iter().copied(), &Self::check_range)?;
-        let mut response = self.run(r, &mut path.iter().copied())?;
+        let path = Path::choose(r, &|compare| self.holds(compare))?;
+        path.check(r, &|request| self.check_put(request))?;
+        path.check(r, &|request| self.check_range(request))?;
+        let mut response = path.run(r, &mut |request| self.run(request))?;
         response.header = Some(mvcc::header(self.store.txn_revision()));
         Ok(response)
-    }
-
-    /// The outcome of each transaction's compares, outermost first, in order.
-    fn choose(&self, r: &rpc::TxnRequest, path: &mut Vec<bool>) -> Result<(), BackendError> {
-        let mut succeeded = true;
-        for compare in &r.compare {
-            if !self.holds(compare)? {
-                succeeded = false;
-                break;
-            }
-        }
-        path.push(succeeded);
-        for op in branch(r, succeeded) {
-            if let Some(Request::RequestTxn(nested)) = &op.request {
-                self.choose(nested, path)?;
-            }
-        }
-        Ok(())
     }
 
     fn holds(&self, compare: &rpc::Compare) -> Result<bool, BackendError> {
@@ -123,22 +104,6 @@ impl Machine {
             (false, Ok(CompareTarget::Value)) => Ok(false),
             (false, target) => holds_for(compare, target.ok(), None),
         }
-    }
-
-    fn check(
-        &self,
-        r: &rpc::TxnRequest,
-        path: &mut impl Iterator<Item = bool>,
-        rule: &impl Fn(&Self, &Request) -> Result<(), ReadError>,
-    ) -> Result<(), ReadError> {
-        for op in branch(r, path.next().unwrap_or_default()) {
-            match &op.request {
-                Some(Request::RequestTxn(nested)) => self.check(nested, path, rule)?,
-                Some(request) => rule(self, request)?,
-                None => {}
-            }
-        }
-        Ok(())
     }
 
     fn check_put(&self, request: &Request) -> Result<(), ReadError> {
@@ -161,35 +126,16 @@ impl Machine {
         }
     }
 
-    fn run(
-        &mut self,
-        r: &rpc::TxnRequest,
-        path: &mut impl Iterator<Item = bool>,
-    ) -> Result<rpc::TxnResponse, ReadError> {
-        let succeeded = path.next().unwrap_or_default();
-        let ops = branch(r, succeeded);
-        let mut responses = Vec::with_capacity(ops.len());
-        for op in ops {
-            let response = match &op.request {
-                Some(Request::RequestRange(r)) => {
-                    Some(Response::ResponseRange(self.store.range(r)?))
-                }
-                Some(Request::RequestPut(r)) => Some(Response::ResponsePut(self.put(r, true)?)),
-                Some(Request::RequestDeleteRange(r)) => {
-                    Some(Response::ResponseDeleteRange(self.delete_range(r)?))
-                }
-                Some(Request::RequestTxn(r)) => Some(Response::ResponseTxn(self.run(r, path)?)),
-                None => None,
-            };
-            responses.push(rpc::ResponseOp { response });
-        }
-        // As in etcd, only the outermost transaction's header gets a revision.
-        Ok(rpc::TxnResponse { header: Some(mvcc::header(0)), succeeded, responses })
+    fn run(&mut self, request: &Request) -> Result<Option<Response>, ReadError> {
+        Ok(match request {
+            Request::RequestRange(r) => Some(Response::ResponseRange(self.store.range(r)?)),
+            Request::RequestPut(r) => Some(Response::ResponsePut(self.put(r, true)?)),
+            Request::RequestDeleteRange(r) => {
+                Some(Response::ResponseDeleteRange(self.delete_range(r)?))
+            }
+            Request::RequestTxn(_) => None,
+        })
     }
-}
-
-pub(super) fn branch(r: &rpc::TxnRequest, succeeded: bool) -> &[rpc::RequestOp] {
-    if succeeded { &r.success } else { &r.failure }
 }
 
 /// Whether a compare holds for one row of the store; a missing key has zeros.

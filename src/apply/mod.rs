@@ -17,6 +17,7 @@ mod quota;
 mod readonly;
 #[cfg(test)]
 mod tests;
+mod txn;
 
 pub use machine::{Machine, Options};
 pub use readonly::txn_readonly;

@@ -1,6 +1,7 @@
 //! Transactions that only read: evaluated on the published store, at one revision, outside the log.
 
-use super::kv::{branch, compares};
+use super::kv::compares;
+use super::txn::Path;
 use crate::base::error::{Error, Result};
 use crate::mvcc::{self, Reader};
 use crate::pb::etcdserverpb as rpc;
@@ -34,29 +35,11 @@ struct At<'a> {
 
 impl At<'_> {
     fn txn(&self, request: &rpc::TxnRequest) -> Result<rpc::TxnResponse> {
-        let mut path = Vec::new();
-        self.choose(request, &mut path)?;
-        self.check(request, &mut path.iter().copied())?;
-        let mut response = self.run(request, &mut path.iter().copied())?;
+        let path = Path::choose(request, &|compare| self.holds(compare))?;
+        path.check(request, &|request| self.check(request))?;
+        let mut response = path.run(request, &mut |request| self.run(request))?;
         response.header = Some(mvcc::header(self.revision));
         Ok(response)
-    }
-
-    fn choose(&self, request: &rpc::TxnRequest, path: &mut Vec<bool>) -> Result<()> {
-        let mut succeeded = true;
-        for compare in &request.compare {
-            if !self.holds(compare)? {
-                succeeded = false;
-                break;
-            }
-        }
-        path.push(succeeded);
-        for op in branch(request, succeeded) {
-            if let Some(Request::RequestTxn(nested)) = &op.request {
-                self.choose(nested, path)?;
-            }
-        }
-        Ok(())
     }
 
     fn holds(&self, compare: &rpc::Compare) -> Result<bool> {
@@ -78,48 +61,21 @@ impl At<'_> {
         Ok(true)
     }
 
-    fn check(
-        &self,
-        request: &rpc::TxnRequest,
-        path: &mut impl Iterator<Item = bool>,
-    ) -> Result<()> {
-        for op in branch(request, path.next().unwrap_or_default()) {
-            match &op.request {
-                Some(Request::RequestTxn(nested)) => self.check(nested, path)?,
-                Some(Request::RequestRange(range)) if range.revision > self.revision => {
-                    return Err(Error::FutureRev);
-                }
-                Some(Request::RequestRange(range))
-                    if range.revision != 0 && range.revision < self.reader.compact_revision() =>
-                {
-                    return Err(Error::Compacted);
-                }
-                _ => {}
-            }
+    fn check(&self, request: &Request) -> Result<()> {
+        let Request::RequestRange(range) = request else { return Ok(()) };
+        match range.revision {
+            0 => Ok(()),
+            asked if asked > self.revision => Err(Error::FutureRev),
+            asked if asked < self.reader.compact_revision() => Err(Error::Compacted),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    fn run(
-        &self,
-        request: &rpc::TxnRequest,
-        path: &mut impl Iterator<Item = bool>,
-    ) -> Result<rpc::TxnResponse> {
-        let succeeded = path.next().unwrap_or_default();
-        let mut responses = Vec::new();
-        for op in branch(request, succeeded) {
-            let response = match &op.request {
-                Some(Request::RequestRange(range)) => {
-                    Some(Response::ResponseRange(self.range(range)?))
-                }
-                Some(Request::RequestTxn(nested)) => {
-                    Some(Response::ResponseTxn(self.run(nested, path)?))
-                }
-                _ => None,
-            };
-            responses.push(rpc::ResponseOp { response });
-        }
-        Ok(rpc::TxnResponse { header: Some(mvcc::header(0)), succeeded, responses })
+    fn run(&self, request: &Request) -> Result<Option<Response>> {
+        Ok(match request {
+            Request::RequestRange(range) => Some(Response::ResponseRange(self.range(range)?)),
+            _ => None,
+        })
     }
 
     fn range(&self, request: &rpc::RangeRequest) -> Result<rpc::RangeResponse> {

@@ -1,6 +1,6 @@
 //! What every service shares: the node, the reader, the options and the response headers.
 
-use super::layer::{NoObserver, Observer};
+use super::observer::{NoObserver, Observer};
 use super::{status, validate};
 use crate::actors::handle::NodeHandle;
 use crate::apply::Reply;

@@ -3,6 +3,7 @@
 use super::edge::Edge;
 use super::messages::{Interrupt, Received, Sent, code_in};
 use super::methods::{self, Kind, Lookup, Method};
+use super::observer::Call;
 use super::status;
 use crate::actors::handle::NodeHandle;
 use crate::base::error::{Error, Result};
@@ -13,10 +14,9 @@ use axum::response::Response;
 use http::HeaderMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Status;
 
 /// Metadata with which a client asks for an error when its member has no leader.
 const HAS_LEADER: &str = "hasleader";
@@ -27,71 +27,6 @@ const CLIENT_API_VERSION: &str = "client-api-version";
 const NO_LEADER_ELECTIONS_MAX: u32 = 3;
 /// Digits a `grpc-timeout` may have.
 const TIMEOUT_DIGITS_MAX: usize = 8;
-
-/// Gets told about calls, for the `grpc_server_*` and `etcd_server_client_requests_total` counters.
-/// Calls refused by admission are not counted as started.
-pub trait Observer: Send + Sync + 'static {
-    /// A client came; `kind` is "unary" or "stream", `version` what it says of itself.
-    fn client_request(&self, kind: &'static str, version: &str);
-    /// A call begins.
-    fn started(&self, kind: Kind, service: &'static str, method: &'static str);
-    /// A call ended; once per started call. A call that the client dropped ends as Cancelled.
-    fn handled(&self, kind: Kind, service: &'static str, method: &'static str, code: Code);
-    /// A message came in.
-    fn msg_received(&self, kind: Kind, service: &'static str, method: &'static str);
-    /// A message went out.
-    fn msg_sent(&self, kind: Kind, service: &'static str, method: &'static str);
-}
-
-/// Counts nothing.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoObserver;
-
-impl Observer for NoObserver {
-    fn client_request(&self, _: &'static str, _: &str) {}
-    fn started(&self, _: Kind, _: &'static str, _: &'static str) {}
-    fn handled(&self, _: Kind, _: &'static str, _: &'static str, _: Code) {}
-    fn msg_received(&self, _: Kind, _: &'static str, _: &'static str) {}
-    fn msg_sent(&self, _: Kind, _: &'static str, _: &'static str) {}
-}
-
-/// One call as the observer sees it; its two bodies share it.
-pub struct Call {
-    observer: Arc<dyn Observer>,
-    method: &'static Method,
-    handled: AtomicBool,
-}
-
-impl Call {
-    fn start(observer: Arc<dyn Observer>, method: &'static Method) -> Arc<Self> {
-        observer.started(method.kind, method.service, method.name);
-        Arc::new(Self { observer, method, handled: AtomicBool::new(false) })
-    }
-
-    /// A message came in.
-    pub fn received(&self) {
-        self.observer.msg_received(self.method.kind, self.method.service, self.method.name);
-    }
-
-    /// A message went out.
-    pub fn sent(&self) {
-        self.observer.msg_sent(self.method.kind, self.method.service, self.method.name);
-    }
-
-    /// The call ended with `code`; later ends are ignored.
-    pub fn handled(&self, code: Code) {
-        if !self.handled.swap(true, Ordering::Relaxed) {
-            self.observer.handled(self.method.kind, self.method.service, self.method.name, code);
-        }
-    }
-}
-
-impl Drop for Call {
-    /// Nobody can end it any more: the client went away.
-    fn drop(&mut self) {
-        self.handled(Code::Cancelled);
-    }
-}
 
 /// Admits a call, hands it to its service and watches over the answer.
 pub async fn guard(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {

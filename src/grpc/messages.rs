@@ -1,6 +1,6 @@
 //! The bodies of a call, seen message by message: counted, limited and ended early.
 
-use super::layer::Call;
+use super::observer::Call;
 use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;

@@ -31,14 +31,25 @@ pub struct Method {
     pub name: &'static str,
     /// Which sides stream.
     pub kind: Kind,
+    /// Place in [`METHODS`], for what is kept per method.
+    pub index: usize,
 }
 
 const fn method(service: &'static str, name: &'static str, kind: Kind) -> Method {
-    Method { service, name, kind }
+    Method { service, name, kind, index: 0 }
+}
+
+const fn numbered<const N: usize>(mut methods: [Method; N]) -> [Method; N] {
+    let mut index = 0;
+    while index < N {
+        methods[index].index = index;
+        index += 1;
+    }
+    methods
 }
 
 /// Every method that is served; callers that export counters start them at zero from this list.
-pub static METHODS: &[Method] = &[
+pub static METHODS: &[Method] = &numbered([
     method("etcdserverpb.KV", "Range", Kind::Unary),
     method("etcdserverpb.KV", "Put", Kind::Unary),
     method("etcdserverpb.KV", "DeleteRange", Kind::Unary),
@@ -82,7 +93,7 @@ pub static METHODS: &[Method] = &[
     method("etcdserverpb.Auth", "RoleRevokePermission", Kind::Unary),
     method("grpc.health.v1.Health", "Check", Kind::Unary),
     method("grpc.health.v1.Health", "Watch", Kind::ServerStream),
-];
+]);
 
 /// What a request path names.
 #[derive(Debug, PartialEq, Eq)]
@@ -124,6 +135,7 @@ mod tests {
             Lookup::UnknownMethod { service: "etcdserverpb.KV", name: "Nope" }
         );
         assert_eq!(find("/a.B/C"), Lookup::UnknownService { service: "a.B" });
+        assert!(METHODS.iter().enumerate().all(|(index, method)| method.index == index));
         assert_eq!(find(""), Lookup::UnknownService { service: "" });
     }
 }

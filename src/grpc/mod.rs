@@ -12,6 +12,7 @@ pub mod lease;
 pub mod maintenance;
 pub mod messages;
 pub mod methods;
+pub mod observer;
 pub mod status;
 pub mod validate;
 pub mod watch;
@@ -22,7 +23,7 @@ mod testing;
 mod tests;
 
 pub use edge::{Edge, GrpcOptions, Reads, VERSION};
-pub use layer::{NoObserver, Observer};
+pub use observer::{NoObserver, Observer};
 
 use crate::actors::handle::NodeHandle;
 use crate::pb::{etcdserverpb as rpc, health as healthpb};

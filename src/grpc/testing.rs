@@ -1,8 +1,8 @@
 //! A node and a store for tests of the edge.
 
 use super::edge::{GrpcOptions, Reads};
-use super::layer::Observer;
-use super::methods::Kind;
+use super::methods::Method;
+use super::observer::Observer;
 use crate::actors::handle::{Answer, Node, RaftStatus};
 use crate::apply::Reply;
 use crate::base::error::{Error, Result};
@@ -130,17 +130,18 @@ impl Observer for Notes {
     fn client_request(&self, kind: &'static str, version: &str) {
         self.0.lock().push(format!("client {kind} {version}"));
     }
-    fn started(&self, kind: Kind, service: &'static str, method: &'static str) {
-        self.0.lock().push(format!("started {} {service} {method}", kind.label()));
+    fn started(&self, method: &'static Method) {
+        let Method { kind, service, name, .. } = method;
+        self.0.lock().push(format!("started {} {service} {name}", kind.label()));
     }
-    fn handled(&self, _: Kind, _: &'static str, method: &'static str, code: Code) {
-        self.0.lock().push(format!("handled {method} {code:?}"));
+    fn handled(&self, method: &'static Method, code: Code) {
+        self.0.lock().push(format!("handled {} {code:?}", method.name));
     }
-    fn msg_received(&self, _: Kind, _: &'static str, method: &'static str) {
-        self.0.lock().push(format!("received {method}"));
+    fn msg_received(&self, method: &'static Method) {
+        self.0.lock().push(format!("received {}", method.name));
     }
-    fn msg_sent(&self, _: Kind, _: &'static str, method: &'static str) {
-        self.0.lock().push(format!("sent {method}"));
+    fn msg_sent(&self, method: &'static Method) {
+        self.0.lock().push(format!("sent {}", method.name));
     }
 }
 

@@ -87,22 +87,12 @@ impl LeaseTable {
     ) -> std::result::Result<Self, BackendError> {
         let reader = LeaseReader { shared: Arc::default() };
         let mut table = Self { reader, min_ttl, persist_checkpoints };
-        let mut failed = None;
-        backend.scan(Bucket::Lease, &[], None, &mut |_, value| match leasepb::Lease::decode(
-            value.as_ref(),
-        ) {
-            Ok(row) => {
-                table.insert(row.id, row.ttl.max(min_ttl), row.remaining_ttl);
-                ControlFlow::Continue(())
-            }
-            Err(error) => {
-                failed = Some(BackendError(format!("a row of bucket lease: {error}")));
-                ControlFlow::Break(())
-            }
+        backend.try_scan(Bucket::Lease, &[], None, &mut |_, value| {
+            let row = leasepb::Lease::decode(value.as_ref())
+                .map_err(|error| BackendError(format!("a row of bucket lease: {error}")))?;
+            table.insert(row.id, row.ttl.max(min_ttl), row.remaining_ttl);
+            Ok(ControlFlow::Continue(()))
         })?;
-        if let Some(damage) = failed {
-            return Err(damage);
-        }
         for (key, lease) in leased {
             if table.contains(LeaseId(lease)) {
                 table.hang(&key, lease);

@@ -54,6 +54,9 @@ pub struct Batch {
 #[error("engine: {0}")]
 pub struct BackendError(pub String);
 
+/// A visitor of rows that may fail.
+pub type TryVisit<'a> = dyn FnMut(&[u8], &Bytes) -> Result<ControlFlow<()>, BackendError> + 'a;
+
 /// Ordered rows in buckets, written in batches by one writer and read by anyone.
 pub trait Backend: Send + Sync + 'static {
     /// Hands a batch over. It is visible to reads when this returns; it reaches the disk in order,
@@ -70,6 +73,23 @@ pub trait Backend: Send + Sync + 'static {
         to: Option<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
     ) -> Result<(), BackendError>;
+    /// [`Backend::scan`] with a visitor that may fail, which ends the scan.
+    fn try_scan(
+        &self,
+        bucket: Bucket,
+        from: &[u8],
+        to: Option<&[u8]>,
+        visit: &mut TryVisit<'_>,
+    ) -> Result<(), BackendError> {
+        let mut failed = None;
+        self.scan(bucket, from, to, &mut |key, value| {
+            visit(key, value).unwrap_or_else(|error| {
+                failed = Some(error);
+                ControlFlow::Break(())
+            })
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
     /// Waits until everything submitted so far is in the engine (not necessarily synced).
     fn flush(&self) -> Result<(), BackendError>;
     /// The newest position that was submitted: (consistent index, term). (0, 0) when empty.

@@ -2,9 +2,9 @@
 
 use crate::base::ids::Revision;
 use crate::mvcc::backend::{BackendError, Bucket, Op};
-use crate::mvcc::hash::{HASHES_MAX, Hasher, KvHash, is_newest_at};
-use crate::mvcc::read::Shared;
+use crate::mvcc::hash::{HASHES_MAX, Hasher, is_newest_at};
 use crate::mvcc::row::{Row, parse_revision_key, revision_key};
+use crate::mvcc::shared::{KvHash, Shared};
 use bytes::Bytes;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -66,36 +66,25 @@ impl Job {
         let end = revision_key(Revision { main: revision + 1, sub: 0 });
         let mut seen = 0;
         let mut next = None;
-        let mut failed = None;
         let from = progress.next.clone();
-        shared.backend.scan(Bucket::Key, &from, Some(&end), &mut |key, value| {
+        shared.backend.try_scan(Bucket::Key, &from, Some(&end), &mut |key, value| {
             if seen == limit {
                 next = Some(Bytes::copy_from_slice(key));
-                return ControlFlow::Break(());
+                return Ok(ControlFlow::Break(()));
             }
             seen += 1;
-            let looked = parse_revision_key(key).and_then(|at @ (row, tombstone)| {
-                let newest = is_newest_at(&shared.index, revision, row, value)?;
-                let keep = newest && (!tombstone || row.main == revision);
-                if newest {
-                    step.trims.push((Bytes::copy_from_slice(Row::parse(value)?.key), keep));
-                }
-                if !keep {
-                    step.ops.push((Bucket::Key, Bytes::copy_from_slice(key), None));
-                }
-                progress.hasher.row(key, value, at, || Ok(keep))
-            });
-            match looked {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(damage) => {
-                    failed = Some(damage);
-                    ControlFlow::Break(())
-                }
+            let at @ (row, tombstone) = parse_revision_key(key)?;
+            let newest = is_newest_at(&shared.index, revision, row, value)?;
+            let keep = newest && (!tombstone || row.main == revision);
+            if newest {
+                step.trims.push((Bytes::copy_from_slice(Row::parse(value)?.key), keep));
             }
+            if !keep {
+                step.ops.push((Bucket::Key, Bytes::copy_from_slice(key), None));
+            }
+            progress.hasher.row(key, value, at, || Ok(keep))?;
+            Ok(ControlFlow::Continue(()))
         })?;
-        if let Some(damage) = failed {
-            return Err(damage);
-        }
         match next {
             Some(next) => progress.next = next,
             None => {

@@ -3,21 +3,13 @@
 use crate::base::ids::Revision;
 use crate::mvcc::backend::{Backend, BackendError, Bucket};
 use crate::mvcc::index::Index;
-use crate::mvcc::read::Shared;
 use crate::mvcc::row::{Row, parse_revision_key, revision_key};
+use crate::mvcc::shared::Shared;
 use crc32c::crc32c_append;
 use std::ops::ControlFlow;
 
 /// Hashes of finished compactions that are remembered (etcd v3.5.17 hashStorageMaxSize).
 pub(crate) const HASHES_MAX: usize = 10;
-
-/// The hash of all rows up to a revision, after a compaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct KvHash {
-    pub hash: u32,
-    pub revision: i64,
-    pub compact_revision: i64,
-}
 
 /// Folds rows into a HashKV value.
 #[derive(Clone, Debug)]
@@ -80,22 +72,14 @@ pub(crate) fn rows_upto(shared: &Shared, compacted: i64, upto: i64) -> Result<u3
         return Ok(hasher.sum());
     }
     let end = revision_key(Revision { main: upto + 1, sub: 0 });
-    let mut failed = None;
-    shared.backend.scan(Bucket::Key, &[], Some(&end), &mut |key, value| {
-        let done = parse_revision_key(key).and_then(|at @ (revision, tombstone)| {
-            hasher.row(key, value, at, || {
-                Ok(!tombstone && is_newest_at(&shared.index, upto, revision, value)?)
-            })
-        });
-        match done {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(damage) => {
-                failed = Some(damage);
-                ControlFlow::Break(())
-            }
-        }
+    shared.backend.try_scan(Bucket::Key, &[], Some(&end), &mut |key, value| {
+        let at @ (revision, tombstone) = parse_revision_key(key)?;
+        hasher.row(key, value, at, || {
+            Ok(!tombstone && is_newest_at(&shared.index, upto, revision, value)?)
+        })?;
+        Ok(ControlFlow::Continue(()))
     })?;
-    failed.map_or_else(|| Ok(hasher.sum()), Err)
+    Ok(hasher.sum())
 }
 
 /// etcd's buckets in the order of their names, which is that of its file.

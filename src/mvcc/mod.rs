@@ -7,6 +7,7 @@ mod hash;
 mod index;
 mod read;
 mod row;
+mod shared;
 mod store;
 
 pub use compact::CompactProgress;

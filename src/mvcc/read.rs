@@ -2,28 +2,16 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::ids::{LeaseId, Revision};
-use crate::mvcc::backend::{Backend, BackendError, Bucket};
-use crate::mvcc::hash::{self, KvHash};
-use crate::mvcc::index::{Index, Keys};
-use crate::mvcc::row::{Row, key_only, revision_key};
+use crate::mvcc::backend::BackendError;
+use crate::mvcc::hash;
+use crate::mvcc::index::Keys;
+use crate::mvcc::row::{Row, key_only};
+use crate::mvcc::shared::Shared;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-
-/// What the writer and the readers share.
-pub(crate) struct Shared {
-    pub(crate) index: Index,
-    pub(crate) backend: Arc<dyn Backend>,
-    /// Newest revision that readers may see. Stored after everything it covers.
-    pub(crate) revision: AtomicI64,
-    /// Newest compacted revision, −1 before the first. Stored before anything is dropped.
-    pub(crate) compacted: AtomicI64,
-    /// Hashes that finished compactions computed on the way, oldest first.
-    pub(crate) hashes: ArcSwap<Vec<KvHash>>,
-}
+use std::sync::atomic::Ordering;
 
 /// Why a read gave nothing.
 #[derive(Clone, Debug)]
@@ -55,13 +43,6 @@ struct Item {
 }
 
 impl Shared {
-    /// The stored row of a version.
-    pub(crate) fn row(&self, revision: Revision) -> std::result::Result<Bytes, BackendError> {
-        self.backend.get(Bucket::Key, &revision_key(revision))?.ok_or_else(|| {
-            BackendError(format!("no row for revision {}/{}", revision.main, revision.sub))
-        })
-    }
-
     fn rows(&self, items: Vec<Item>) -> std::result::Result<Vec<Bytes>, BackendError> {
         let mut cold: Vec<(Revision, usize)> = Vec::new();
         let mut rows: Vec<Bytes> = Vec::with_capacity(items.len());

@@ -6,8 +6,9 @@ use crate::base::limits::INDEX_ROW_BYTES_MAX;
 use crate::mvcc::backend::{Backend, BackendError, Bucket, Op};
 use crate::mvcc::compact::{self, CompactProgress, Job};
 use crate::mvcc::index::{Head, Index, KeyEntry, Keys};
-use crate::mvcc::read::{ReadError, Reader, Shared};
+use crate::mvcc::read::{ReadError, Reader};
 use crate::mvcc::row::{Row, key_in_row, parse_revision_key, revision_key, tombstone_key};
+use crate::mvcc::shared::Shared;
 use crate::pb::etcdserverpb as rpc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -156,22 +157,10 @@ impl Store {
             store.jobs.push_back(Job::new(scheduled, finished, false));
         }
         let mut leased = BTreeMap::new();
-        let mut failed = None;
-        backend.scan(Bucket::Key, &[], None, &mut |key, value| match store.restore(
-            key,
-            value,
-            compacted,
-            &mut leased,
-        ) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(damage) => {
-                failed = Some(damage);
-                ControlFlow::Break(())
-            }
+        backend.try_scan(Bucket::Key, &[], None, &mut |key, value| {
+            store.restore(key, value, compacted, &mut leased)?;
+            Ok(ControlFlow::Continue(()))
         })?;
-        if let Some(damage) = failed {
-            return Err(damage);
-        }
         store.publish();
         Ok((store, leased))
     }

@@ -123,7 +123,7 @@ mod tests {
             let _stream = stream;
             std::future::pending::<()>().await;
         });
-        let mut task = ConnTask::new(Turns(1), executor);
+        let mut task = ConnTask::new(Turns(2), executor);
         let mut cx = Context::from_waker(Waker::noop());
         assert!(Pin::new(&mut task).poll(&mut cx).is_pending());
         assert_eq!(Arc::strong_count(&held), 2);

@@ -105,6 +105,7 @@ fn reads_its_writes_and_reopens() {
         }
     }
     assert_eq!(engine.position(), (500, 6));
+    engine.flush().unwrap();
     let index = engine.get(Bucket::Meta, b"consistent_index").unwrap().unwrap();
     assert_eq!(index[..], 500u64.to_be_bytes());
     assert_eq!(engine.get(Bucket::Auth, b"").unwrap(), None);

@@ -1,18 +1,21 @@
 //! etcd's write-ahead log, byte for byte: it is the raft log, and etcd's own tools read it.
 //! Uses: pb
 
+mod files;
 mod reader;
 mod record;
+mod scan;
 #[cfg(test)]
 mod tests;
 
 use crate::pb::raftpb::{Entry, HardState};
+use files::{create_segment, keep_broken, open_segments, preallocate, segment_name, sync_dir};
 use parking_lot::RwLock;
-use reader::{Frame, Frames, Segment, Sparse};
+use reader::{Segment, Sparse};
 use record::{CRC, ENTRY, METADATA, SNAPSHOT, STATE};
-use rustix::fs::{FallocateFlags, FlockOperation};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use scan::{Scan, SegmentEnd};
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,8 +24,6 @@ pub use reader::WalReader;
 /// Preallocated size of a segment; the one that passes it is cut (etcd v3.5.17
 /// `server/wal/wal.go` SegmentSizeBytes).
 const SEGMENT_BYTES: u64 = 64 * 1000 * 1000;
-/// Mode of the files (etcd v3.5.17 `client/pkg/fileutil` PrivateFileMode).
-const FILE_MODE: u32 = 0o600;
 /// Mode of the directories.
 const DIR_MODE: u32 = 0o700;
 /// Buffer capacity that is kept from one save to the next.
@@ -142,78 +143,6 @@ pub struct Wal {
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WalError + '_ {
     move |source| WalError::Io { path: path.to_owned(), source }
-}
-
-fn segment_name(seq: u64, index: u64) -> String {
-    format!("{seq:016x}-{index:016x}.wal")
-}
-
-/// (sequence, first index) of a segment's file name.
-fn parse_name(name: &str) -> Option<(u64, u64)> {
-    let (seq, index) = name.strip_suffix(".wal")?.split_once('-')?;
-    if seq.len() != 16 || index.len() != 16 {
-        return None;
-    }
-    Some((u64::from_str_radix(seq, 16).ok()?, u64::from_str_radix(index, 16).ok()?))
-}
-
-/// Takes the exclusive lock on a segment.
-///
-/// etcd takes an open-file-description write lock (F_OFD_SETLK). No safe wrapper offers that, so
-/// this takes two that together do the same: a POSIX write lock over the whole file, which
-/// conflicts with etcd's in both directions, and a flock, which also excludes a second log in this
-/// process. A POSIX lock ends when *any* descriptor of the file is closed in this process: a segment
-/// is opened once and all reading goes through that descriptor.
-fn lock(file: &File, path: &Path) -> Result<(), WalError> {
-    for attempt in [
-        rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive),
-        rustix::fs::fcntl_lock(file, FlockOperation::NonBlockingLockExclusive),
-    ] {
-        match attempt {
-            Ok(()) => {}
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => {
-                return Err(WalError::Locked(path.to_owned()));
-            }
-            Err(errno) => return Err(io(path)(errno.into())),
-        }
-    }
-    Ok(())
-}
-
-/// Makes the file `size` bytes long with zeros behind its end.
-fn preallocate(file: &File, path: &Path, size: u64) -> Result<(), WalError> {
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INTR) => {
-            file.set_len(size).map_err(io(path))
-        }
-        Err(errno) => Err(io(path)(errno.into())),
-    }
-}
-
-fn create_segment(path: &Path, size: u64) -> Result<File, WalError> {
-    // Removed first, not truncated: opening and closing could drop someone's lock, and what a
-    // crash left in a temporary file must not come back behind the tail.
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(path)(e)),
-        _ => {}
-    }
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(FILE_MODE)
-        .open(path)
-        .map_err(io(path))?;
-    lock(&file, path)?;
-    preallocate(&file, path, size)?;
-    Ok(file)
-}
-
-fn sync_dir(path: &Path) -> Result<File, WalError> {
-    let file = File::open(path).map_err(io(path))?;
-    file.sync_all().map_err(io(path))?;
-    Ok(file)
 }
 
 fn is_empty(state: &HardState) -> bool {
@@ -493,212 +422,5 @@ impl Wal {
         self.offset = self.buf.len() as u64;
         self.crc = crc;
         Ok(())
-    }
-}
-
-/// Opens and locks every segment of a directory, in order.
-fn open_segments(dir: &Path) -> Result<Vec<Arc<Segment>>, WalError> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(WalError::Missing(dir.to_owned()));
-        }
-        other => other.map_err(io(dir))?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(io(dir))?.file_name();
-        match name.to_str().and_then(parse_name) {
-            Some((seq, index)) => names.push((seq, index, name)),
-            None if name.as_encoded_bytes().ends_with(b".tmp") => {}
-            None => tracing::warn!(path = ?name, "ignored file in WAL directory"),
-        }
-    }
-    names.sort_unstable();
-    let mut segments: Vec<Arc<Segment>> = Vec::new();
-    for (seq, _, name) in names {
-        let path = dir.join(name);
-        if let Some(before) = segments.last()
-            && before.seq + 1 != seq
-        {
-            return Err(WalError::Corrupt {
-                file: path,
-                offset: 0,
-                reason: format!("segment {:x} comes before it, one is missing", before.seq),
-            });
-        }
-        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(io(&path))?;
-        lock(&file, &path)?;
-        segments.push(Arc::new(Segment { file, path, seq }));
-    }
-    Ok(segments)
-}
-
-/// Copies a segment that is about to be repaired, as etcd does.
-fn keep_broken(segment: &Segment) -> Result<(), WalError> {
-    const CHUNK: usize = 1024 * 1024;
-    let mut path = segment.path.as_os_str().to_owned();
-    path.push(".broken");
-    let path = PathBuf::from(path);
-    let copy = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(FILE_MODE)
-        .open(&path)
-        .map_err(io(&path))?;
-    let mut buf = vec![0; CHUNK];
-    let mut at = 0;
-    loop {
-        let read = segment.file.read_at(&mut buf, at).map_err(|e| segment.io(e))?;
-        if read == 0 {
-            break;
-        }
-        copy.write_all_at(&buf[..read], at).map_err(io(&path))?;
-        at += read as u64;
-    }
-    copy.sync_all().map_err(io(&path))
-}
-
-/// Where the records of a segment end.
-#[derive(Clone, Copy, Default)]
-struct SegmentEnd {
-    offset: u64,
-    torn: bool,
-}
-
-/// What the open pass gathers.
-#[derive(Default)]
-struct Scan {
-    crc: u32,
-    metadata: Option<Metadata>,
-    state: HardState,
-    sparse: Sparse,
-    term_runs: Vec<(u64, u64)>,
-    snapshots: Vec<(u64, u64)>,
-}
-
-impl Scan {
-    fn segment(&mut self, segment: &Arc<Segment>, last: bool) -> Result<SegmentEnd, WalError> {
-        let mut frames = Frames::new(segment.clone(), 0, u64::MAX)?;
-        let mut records = 0u64;
-        let torn = loop {
-            let at = frames.offset();
-            match frames.next()? {
-                Frame::End => break false,
-                Frame::Short { length, payload } => {
-                    let torn =
-                        record::length_agrees(at + record::FRAME_BYTES as u64, length, payload);
-                    if !last || !torn {
-                        return Err(segment.corrupt(at, "record reaches past the end of the file"));
-                    }
-                    break true;
-                }
-                Frame::Record { offset, bytes, payload } => {
-                    if payload.len() - bytes.len() != record::padding(bytes.len()) {
-                        return Err(segment.corrupt(offset, "wrong padding"));
-                    }
-                    if let Err(reason) = self.record(segment, offset, bytes, records == 0) {
-                        let data_at = offset + record::FRAME_BYTES as u64;
-                        let torn = last
-                            && reason.may_be_torn
-                            && record::length_agrees(data_at, bytes.len() as u64, payload)
-                            && record::is_torn(data_at, payload);
-                        if !torn {
-                            return Err(segment.corrupt(offset, reason.text));
-                        }
-                        // The offset is needed below, so the frame is taken back.
-                        frames.seek(offset);
-                        break true;
-                    }
-                    records += 1;
-                }
-            }
-        };
-        // A segment gets its name after its head is durable, so no crash leaves it without.
-        if records == 0 {
-            return Err(segment.corrupt(0, "no record at the head of the segment"));
-        }
-        Ok(SegmentEnd { offset: frames.offset(), torn })
-    }
-
-    fn record(
-        &mut self,
-        segment: &Arc<Segment>,
-        offset: u64,
-        bytes: &[u8],
-        head: bool,
-    ) -> Result<(), Bad> {
-        let record = record::record(bytes).ok_or(Bad::torn("malformed record"))?;
-        if head && record.kind != CRC {
-            return Err(Bad::sure("segment does not begin with a crc record"));
-        }
-        if record.kind == CRC {
-            // A log whose beginning was released starts with the checksum of what was there.
-            if self.crc != 0 && record.crc != self.crc {
-                return Err(Bad::sure("crc chain is broken between segments"));
-            }
-            self.crc = record.crc;
-            return Ok(());
-        }
-        let before = self.crc;
-        let crc = crc32c::crc32c_append(before, record.data);
-        if crc != record.crc {
-            return Err(Bad::torn("crc mismatch"));
-        }
-        match record.kind {
-            ENTRY => {
-                let entry = record::entry_head(record.data).ok_or(Bad::sure("malformed entry"))?;
-                if entry.index == 0 || !self.sparse.note(entry.index, segment, offset, before) {
-                    return Err(Bad::sure("entry does not follow the log"));
-                }
-                while self.term_runs.last().is_some_and(|run| run.0 >= entry.index) {
-                    self.term_runs.pop();
-                }
-                if self.term_runs.last().is_none_or(|run| run.1 != entry.term) {
-                    self.term_runs.push((entry.index, entry.term));
-                }
-            }
-            STATE => {
-                self.state = record::state(record.data).ok_or(Bad::sure("malformed hard state"))?;
-            }
-            METADATA => {
-                let (node_id, cluster_id) =
-                    record::pair(record.data).ok_or(Bad::sure("malformed metadata"))?;
-                let metadata = Metadata { node_id, cluster_id };
-                if self.metadata.is_some_and(|known| known != metadata) {
-                    return Err(Bad::sure("conflicting metadata"));
-                }
-                self.metadata = Some(metadata);
-            }
-            SNAPSHOT => {
-                let snapshot =
-                    record::pair(record.data).ok_or(Bad::sure("malformed snapshot record"))?;
-                if snapshot.0 > self.sparse.last {
-                    self.sparse.restart(snapshot.0);
-                    self.term_runs.clear();
-                }
-                self.snapshots.push(snapshot);
-            }
-            _ => return Err(Bad::sure("unknown kind of record")),
-        }
-        self.crc = crc;
-        Ok(())
-    }
-}
-
-/// Why a record is refused.
-struct Bad {
-    text: &'static str,
-    /// Whether a write that never finished can look like this.
-    may_be_torn: bool,
-}
-
-impl Bad {
-    fn torn(text: &'static str) -> Self {
-        Bad { text, may_be_torn: true }
-    }
-
-    fn sure(text: &'static str) -> Self {
-        Bad { text, may_be_torn: false }
     }
 }

@@ -1,0 +1,67 @@
+//! Compaction, and what may be missing after it.
+
+use super::*;
+use crate::base::error::Error;
+use crate::mvcc::backend::{Backend, Batch, Bucket};
+
+#[test]
+fn compaction_bounds() {
+    let mut w = World::new();
+    assert_eq!(w.machine.reader().compact_revision(), -1);
+    w.put(put("a", "1")).unwrap();
+    w.put(put("a", "2")).unwrap();
+    assert_eq!(w.compact(4), Err(Error::FutureRev));
+    w.compact(3).unwrap();
+    assert_eq!(w.compact(3), Err(Error::Compacted));
+    let reader = w.machine.reader();
+    let at = |revision| reader.range(&rpc::RangeRequest { revision, ..range("a", "") });
+    assert_eq!(at(2), Err(Error::Compacted));
+    assert_eq!(at(4), Err(Error::FutureRev));
+    assert_eq!(at(3).unwrap().count, 1);
+    // Not finished: the next start goes on with it.
+    assert_eq!(w.machine.compaction_pending(), Some(3));
+    w.reopen();
+    assert_eq!(w.machine.reader().compact_revision(), 3);
+    assert_eq!(w.machine.compaction_pending(), Some(3));
+    w.compact_all(1);
+    assert_eq!((w.machine.compaction_pending(), w.machine.finished_compact_revision()), (None, 3));
+    let mut rows = 0;
+    w.backend
+        .scan(Bucket::Key, &[], None, &mut |_, _| {
+            rows += 1;
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(rows, 1);
+}
+
+#[test]
+fn a_tombstone_at_the_compact_revision_keeps_the_revision_alive() {
+    let mut w = World::new();
+    w.put(put("a", "1")).unwrap();
+    w.delete(del("a", "")).unwrap();
+    w.compact(3).unwrap();
+    w.compact_all(10);
+    w.reopen();
+    assert_eq!(w.machine.reader().revision(), 3);
+    assert_eq!(revision(&w.put(put("a", "1")).unwrap().header), 4);
+    assert_eq!(w.get("a").map(|kv| kv.version), Some(1));
+}
+
+#[test]
+fn a_hole_in_the_revisions_is_damage() {
+    let mut w = World::new();
+    for value in ["1", "2", "3"] {
+        w.put(put("a", value)).unwrap();
+    }
+    let mut key = [b'_'; 17];
+    key[..8].copy_from_slice(&3i64.to_be_bytes());
+    key[9..].copy_from_slice(&0i64.to_be_bytes());
+    let ops = vec![(Bucket::Key, Bytes::copy_from_slice(&key), None)];
+    w.backend.submit(Batch { ops, ..Batch::default() });
+    let error = Machine::open(w.backend.clone(), Options::default()).unwrap_err();
+    assert!(error.to_string().contains("hole"), "{error}");
+    // A lost row of old is met when it is read.
+    let at = rpc::RangeRequest { revision: 3, ..range("a", "") };
+    assert_eq!(w.machine.reader().range(&at), Err(Error::Corrupt));
+}

@@ -1,0 +1,158 @@
+//! The streams that this member dials at the peer: dialled again for ever, read into raft.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::super::client::{self, Connection, exchange, read_all};
+use super::super::codec::{Decoder, Received};
+use super::super::{CONN_READ_TIMEOUT, DIAL_RETRY, StepError, wire};
+use super::{ERROR_TEXT_BYTES_MAX, MEMBER_REMOVED, Shared, Stream, precondition};
+use crate::base::url::Url;
+use crate::pb::raftpb::Message;
+
+/// Why there is no stream.
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error("unsupported stream type")]
+    Unsupported,
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Dials the local member's own stream at the peer, for ever.
+pub(super) async fn read_loop(shared: Arc<Shared>, stream: Stream) {
+    tracing::info!(
+        "stream-reader-type" = %stream,
+        "local-member-id" = %shared.local(),
+        "remote-peer-id" = %shared.id,
+        "started stream reader with remote peer"
+    );
+    let mut retry = interval(DIAL_RETRY);
+    retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        match dial(&shared, stream).await {
+            Err(DialError::Unsupported) => {}
+            Err(error) => shared.deactivate(&stream, "dial", &error),
+            Ok((body, _connection)) => read(&shared, stream, body).await,
+        }
+        retry.tick().await;
+    }
+}
+
+async fn read(shared: &Shared, stream: Stream, body: Incoming) {
+    shared.activate();
+    tracing::info!(
+        "stream-reader-type" = %stream,
+        "local-member-id" = %shared.local(),
+        "remote-peer-id" = %shared.id,
+        "established TCP streaming connection with remote peer"
+    );
+    let end = read_until_lost(shared, stream, body).await;
+    let error = end.as_ref().err().map_or("EOF", String::as_str);
+    tracing::warn!(
+        "stream-reader-type" = %stream,
+        "local-member-id" = %shared.local(),
+        "remote-peer-id" = %shared.id,
+        error,
+        "lost TCP streaming connection with remote peer"
+    );
+    if let Err(reason) = end {
+        shared.deactivate(&stream, "read", &reason);
+    }
+}
+
+/// Reads until the peer ends the stream or something is wrong with it.
+async fn read_until_lost(
+    shared: &Shared,
+    stream: Stream,
+    mut body: Incoming,
+) -> Result<(), String> {
+    let mut decoder = match stream {
+        Stream::Message => Decoder::message(),
+        Stream::MsgApp => Decoder::msgapp(shared.local().0, shared.id.0),
+    };
+    loop {
+        let frame = match timeout(CONN_READ_TIMEOUT, body.frame()).await {
+            Err(_) => return Err("i/o timeout".to_owned()),
+            Ok(None) if decoder.is_between_frames() => return Ok(()),
+            Ok(None) => return Err("unexpected EOF".to_owned()),
+            Ok(Some(frame)) => frame.map_err(|error| error.to_string())?,
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        decoder.feed(&data);
+        while let Some(received) = decoder.next_frame().map_err(|error| error.to_string())? {
+            if let Received::Message(message) = received {
+                deliver(shared, message).await?;
+            }
+        }
+    }
+}
+
+/// Hands a message to raft. Messages that are not for it are dropped, as in etcd.
+async fn deliver(shared: &Shared, message: Message) -> Result<(), String> {
+    let context = &shared.context;
+    match context.accept(message).await {
+        Ok(()) => Ok(()),
+        Err(error @ (StepError::Removed | StepError::Mismatch)) => {
+            if shared.may_warn() {
+                tracing::warn!(%error, "failed to process Raft message");
+            }
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+async fn dial(shared: &Shared, stream: Stream) -> Result<(Incoming, Connection), DialError> {
+    let url = shared.picker.pick()?;
+    let dialled = dial_url(shared, stream, &url).await;
+    if dialled.is_err() {
+        shared.picker.unreachable(&url);
+    }
+    dialled
+}
+
+async fn dial_url(
+    shared: &Shared,
+    stream: Stream,
+    url: &Url,
+) -> Result<(Incoming, Connection), DialError> {
+    let config = &shared.context.config;
+    let mut headers = wire::introduction(config);
+    let to = http::HeaderValue::from_str(&shared.id.to_string()).map_err(io::Error::other)?;
+    headers.insert(wire::X_RAFT_TO, to);
+    let path = format!("{}/{}", stream.path(), config.local);
+    let request = client::request(Method::GET, url, &path, headers, Bytes::new())?;
+    let connect = config.connector.as_ref();
+    let (response, connection) =
+        exchange(connect, url, request, config.dial_timeout, CONN_READ_TIMEOUT).await?;
+    let (head, body) = response.into_parts();
+    if !wire::has_streams(&head.headers) {
+        return Err(DialError::Unsupported);
+    }
+    match head.status {
+        StatusCode::OK => Ok((body, connection)),
+        StatusCode::GONE => {
+            shared.context.sink.removed_by_peer(shared.id);
+            Err(DialError::Refused(MEMBER_REMOVED.to_owned()))
+        }
+        StatusCode::NOT_FOUND => Err(DialError::Refused(format!(
+            "peer {} failed to find local node {}",
+            shared.id, config.local
+        ))),
+        StatusCode::PRECONDITION_FAILED => {
+            let text = read_all(body, ERROR_TEXT_BYTES_MAX, CONN_READ_TIMEOUT).await?;
+            let theirs = wire::text(&head.headers, &wire::X_CLUSTER_ID);
+            Err(DialError::Refused(precondition(shared, &text, theirs)))
+        }
+        status => Err(DialError::Refused(format!("unhandled http status {}", status.as_u16()))),
+    }
+}
