@@ -83,9 +83,9 @@ pub struct Config {
     pub enable_grpc_gateway: bool,
     /// Shortest ping interval a client may use.
     pub grpc_keepalive_min_time: Duration,
-    /// Interval of the server's pings; zero: none.
+    /// Interval of the server's pings; zero: the default of both.
     pub grpc_keepalive_interval: Duration,
-    /// How long a ping may stay unanswered; zero: for ever.
+    /// How long a ping may stay unanswered; zero: the default of both.
     pub grpc_keepalive_timeout: Duration,
     /// SO_REUSEPORT on listeners.
     pub socket_reuse_port: bool,
