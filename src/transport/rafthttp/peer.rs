@@ -19,8 +19,8 @@ use super::client::{self, Connection, exchange, read_all};
 use super::codec::{Decoder, Encoder, Received};
 use super::queue::{Drain, Queue, Room, cost, queue};
 use super::{
-    CONN_READ_TIMEOUT, CONN_WRITE_TIMEOUT, Context, DIAL_RETRY, FLUSH_BYTES, PIPELINE_CONNECTIONS,
-    PIPELINE_QUEUE_MAX, PIPELINE_TIMEOUT, PROBE_INTERVAL, STREAM_QUEUE_MAX, StepError, wire,
+    Context, DIAL_RETRY, FLUSH_BYTES, PIPELINE_CONNECTIONS, PIPELINE_QUEUE_MAX, PIPELINE_TIMEOUT,
+    PROBE_INTERVAL, STREAM_QUEUE_MAX, StepError, wire,
 };
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::ids::MemberId;
@@ -409,7 +409,8 @@ impl StreamWriter {
             Stream::Message => Encoder::message(),
             Stream::MsgApp => Encoder::msgapp(),
         };
-        let period = CONN_READ_TIMEOUT / 3;
+        let config = &self.shared.context.config;
+        let period = config.read_timeout / 3;
         let mut heartbeats = interval_at(tokio::time::Instant::now() + period, period);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
@@ -434,14 +435,14 @@ impl StreamWriter {
                 encoder.encode(&message, &mut out);
                 written += cost(&message);
                 if out.len() >= FLUSH_BYTES {
-                    if let Err(reason) = flush(frames, &mut out).await {
+                    if let Err(reason) = flush(frames, &mut out, config.write_timeout).await {
                         return (action, reason);
                     }
                     drain.room.release(std::mem::take(&mut written));
                 }
             }
             if !out.is_empty() {
-                if let Err(reason) = flush(frames, &mut out).await {
+                if let Err(reason) = flush(frames, &mut out, config.write_timeout).await {
                     return (action, reason);
                 }
                 drain.room.release(written);
@@ -450,8 +451,12 @@ impl StreamWriter {
     }
 }
 
-async fn flush(frames: &mpsc::Sender<Bytes>, out: &mut BytesMut) -> Result<(), &'static str> {
-    match timeout(CONN_WRITE_TIMEOUT, frames.send(out.split().freeze())).await {
+async fn flush(
+    frames: &mpsc::Sender<Bytes>,
+    out: &mut BytesMut,
+    wait: Duration,
+) -> Result<(), &'static str> {
+    match timeout(wait, frames.send(out.split().freeze())).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err("connection closed by the peer"),
         Err(_) => Err("i/o timeout"),
@@ -521,8 +526,9 @@ async fn read_until_lost(
         Stream::Message => Decoder::message(),
         Stream::MsgApp => Decoder::msgapp(shared.local().0, shared.id.0),
     };
+    let wait = shared.context.config.read_timeout;
     loop {
-        let frame = match timeout(CONN_READ_TIMEOUT, body.frame()).await {
+        let frame = match timeout(wait, body.frame()).await {
             Err(_) => return Err("i/o timeout".to_owned()),
             Ok(None) if decoder.is_between_frames() => return Ok(()),
             Ok(None) => return Err("unexpected EOF".to_owned()),
@@ -588,7 +594,7 @@ async fn dial_url(
     let request = client::request(Method::GET, url, &path, headers, Bytes::new())?;
     let connect = config.connector.as_ref();
     let (response, connection) =
-        exchange(connect, url, request, config.dial_timeout, CONN_READ_TIMEOUT).await?;
+        exchange(connect, url, request, config.dial_timeout, config.read_timeout).await?;
     let (head, body) = response.into_parts();
     if !wire::has_streams(&head.headers) {
         return Err(DialError::Unsupported);
@@ -604,7 +610,7 @@ async fn dial_url(
             shared.id, config.local
         ))),
         StatusCode::PRECONDITION_FAILED => {
-            let text = read_all(body, ERROR_TEXT_BYTES_MAX, CONN_READ_TIMEOUT).await?;
+            let text = read_all(body, ERROR_TEXT_BYTES_MAX, config.read_timeout).await?;
             let theirs = wire::text(&head.headers, &wire::X_CLUSTER_ID);
             Err(DialError::Refused(precondition(shared, &text, theirs)))
         }
@@ -703,7 +709,7 @@ async fn post_url(shared: &Shared, url: &Url, body: Bytes) -> io::Result<()> {
         StatusCode::NO_CONTENT => Ok(()),
         StatusCode::FORBIDDEN => {
             // The other 403 is for a message to another member, which is no verdict on this one.
-            let text = read_all(body, ERROR_TEXT_BYTES_MAX, CONN_READ_TIMEOUT).await?;
+            let text = read_all(body, ERROR_TEXT_BYTES_MAX, config.read_timeout).await?;
             let text = String::from_utf8_lossy(&text).into_owned();
             if !text.contains("removed member") {
                 return Err(io::Error::other(text));
@@ -712,7 +718,7 @@ async fn post_url(shared: &Shared, url: &Url, body: Bytes) -> io::Result<()> {
             Err(io::Error::other(MEMBER_REMOVED))
         }
         StatusCode::PRECONDITION_FAILED => {
-            let text = read_all(body, ERROR_TEXT_BYTES_MAX, CONN_READ_TIMEOUT).await?;
+            let text = read_all(body, ERROR_TEXT_BYTES_MAX, config.read_timeout).await?;
             let theirs = wire::text(&head.headers, &wire::X_CLUSTER_ID);
             Err(io::Error::other(precondition(shared, &text, theirs)))
         }
@@ -752,7 +758,7 @@ async fn probe(shared: &Shared) -> io::Result<()> {
     let config = &shared.context.config;
     let connect = config.connector.as_ref();
     let (response, _connection) =
-        exchange(connect, &url, request, config.dial_timeout, CONN_READ_TIMEOUT).await?;
+        exchange(connect, &url, request, config.dial_timeout, config.read_timeout).await?;
     match response.status() {
         StatusCode::OK => Ok(()),
         status => Err(io::Error::other(format!("got unexpected HTTP status code {status}"))),
