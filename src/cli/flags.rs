@@ -191,8 +191,8 @@ pub const FLAGS: &[Flag] = &[
     f(MEMBER, "grpc-keepalive-timeout", Duration, "20s", W, "Time a ping may stay unanswered before the connection is closed (0: 20s, and 2h for the interval)."),
     f(MEMBER, "socket-reuse-port", Bool, "false", W, "Set SO_REUSEPORT on listeners."),
     f(MEMBER, "socket-reuse-address", Bool, "false", W, "Set SO_REUSEADDR on listeners; as in etcd, TCP listeners have it in any case."),
-    f(MEMBER, "raft-read-timeout", Duration, "5s", UNCONNECTED, "Read timeout of peer connections; at least 5s."),
-    f(MEMBER, "raft-write-timeout", Duration, "5s", UNCONNECTED, "Write timeout of peer connections; at least 5s."),
+    f(MEMBER, "raft-read-timeout", Duration, "5s", W, "Read timeout of peer connections; at least 5s."),
+    f(MEMBER, "raft-write-timeout", Duration, "5s", W, "Write timeout of peer connections; at least 5s."),
 
     f(CLUSTERING, "initial-advertise-peer-urls", Urls(""), "http://localhost:2380", W, "Peer addresses of this member that the other members are told."),
     f(CLUSTERING, "initial-cluster", Text, "default=http://localhost:2380", W, "Members of the cluster at its first start, as name=url pairs."),
@@ -284,7 +284,7 @@ pub const FLAGS: &[Flag] = &[
     f(HIDDEN, "experimental-snapshot-catchup-entries", Uint, "5000", SNAPSHOTS, "Entries kept for slow followers after a snapshot."),
 
     f(UNSAFE, "force-new-cluster", Bool, "false", STANDALONE, "Make a cluster of one member out of this member's data."),
-    f(UNSAFE, "unsafe-no-fsync", Bool, "false", UNCONNECTED, "Do not wait for the disk; a crash loses data."),
+    f(UNSAFE, "unsafe-no-fsync", Bool, "false", W, "Do not wait for the disk; a crash loses data."),
 
     legacy("cluster-active-size"), legacy("cluster-remove-delay"), legacy("cluster-sync-interval"),
     legacy("config"), legacy("force"), legacy("max-result-buffer"), legacy("max-retry-attempts"),
