@@ -125,7 +125,6 @@ const TICKS: Effect = Effect::Later("no tick is skipped");
 const CALL_TIMES: Effect = Effect::Later("there are no call latencies; basic is what there is");
 const CLIENT_PINGS: Effect = Effect::Later("the HTTP/2 library answers pings without telling");
 const STANDALONE: Effect = Effect::Later("a directory with data is refused");
-const UNCONNECTED: Effect = Effect::Later("not connected");
 const LEGACY: Effect = Effect::AcceptedWithoutEffect("etcd ignores this legacy flag too");
 
 const MEMBER: &str = "Member";
@@ -271,13 +270,13 @@ pub const FLAGS: &[Flag] = &[
     f(EXPERIMENTAL, "experimental-enable-v2v3", Text, "", Effect::AcceptedWithoutEffect("v2 on top of v3 is not implemented"), "Prefix under which v2 requests are served from v3."),
     f(EXPERIMENTAL, "experimental-enable-lease-checkpoint", Bool, "false", LEASE_CHECKPOINTS, "Replicate the remaining life of long leases."),
     f(EXPERIMENTAL, "experimental-enable-lease-checkpoint-persist", Bool, "false", LEASE_CHECKPOINTS, "Also store it; needs experimental-enable-lease-checkpoint."),
-    f(EXPERIMENTAL, "experimental-compaction-batch-limit", Int, "0", UNCONNECTED, "Most revisions removed in one step of a compaction (0: 1000)."),
-    f(EXPERIMENTAL, "experimental-compaction-sleep-interval", Duration, "0s", UNCONNECTED, "Pause between the steps of a compaction (0: 10ms)."),
+    f(EXPERIMENTAL, "experimental-compaction-batch-limit", Int, "0", W, "Most revisions removed in one step of a compaction (0: 1000)."),
+    f(EXPERIMENTAL, "experimental-compaction-sleep-interval", Duration, "0s", W, "Pause between the steps of a compaction (0: 10ms)."),
     f(EXPERIMENTAL, "experimental-peer-skip-client-san-verification", Bool, "false", W, "Do not check the host names in certificates of connecting peers."),
     f(EXPERIMENTAL, "experimental-watch-progress-notify-interval", Duration, "0s", PROGRESS, "Interval of progress notices to watchers (0: 10m)."),
     f(EXPERIMENTAL, "experimental-downgrade-check-time", Duration, "5s", DOWNGRADE, "Interval of looking at a downgrade's progress."),
     f(EXPERIMENTAL, "experimental-memory-mlock", Bool, "false", NO_BBOLT, "Keep the database's pages in memory."),
-    f(EXPERIMENTAL, "experimental-warning-apply-duration", Duration, "100ms", UNCONNECTED, "Warn about requests that take longer."),
+    f(EXPERIMENTAL, "experimental-warning-apply-duration", Duration, "100ms", W, "Warn about requests that take longer."),
     f(EXPERIMENTAL, "experimental-txn-mode-write-with-shared-buffer", Bool, "true", NO_BBOLT, "Share the read buffer with write transactions that check first."),
     f(EXPERIMENTAL, "experimental-bootstrap-defrag-threshold-megabytes", Uint, "0", DEFRAG, "Defragment at boot if that frees so much (0: never)."),
     f(EXPERIMENTAL, "experimental-stop-grpc-service-on-defrag", Bool, "false", DEFRAG, "Report not serving while defragmenting."),

@@ -203,6 +203,7 @@ pub fn clients(
         max_request_bytes: config.max_request_bytes,
         max_txn_ops: config.max_txn_ops,
         election_timeout: Duration::from_millis(config.election_timeout_ms),
+        slow_read: config.experimental_warning_apply_duration,
         serving,
         ..GrpcOptions::new(Arc::new(move || ids.shared.ids.next()))
     };
