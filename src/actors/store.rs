@@ -5,11 +5,13 @@ use crate::actors::core::Shared;
 use crate::actors::lease_keeper::{self, LeaseKeeper};
 use crate::actors::raft::{self, RaftActor};
 use crate::actors::rt;
-use crate::apply::{Applied, Effect, Machine, Reply};
+use crate::apply::{Applied, Effect, Machine, Reply, describe};
+use crate::base::clock::Clock;
 use crate::base::error::Result;
 use crate::base::ids::MemberId;
 use crate::cluster::members::{Members, PeerChange};
 use crate::mvcc::CompactProgress;
+use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::raftpb::{Entry, EntryType};
 use crate::raft::driver::Change;
@@ -23,14 +25,23 @@ use tokio::sync::oneshot;
 /// The proposer's end of an entry.
 pub type Waiter = oneshot::Sender<Result<Reply>>;
 
-/// Rows that one compaction step may look at before other work gets its turn.
-const COMPACT_STEP_ROWS: usize = 1000;
-/// Pause between compaction steps (etcd's default sleep is 10 ms).
-const COMPACT_STEP_PAUSE: Duration = Duration::from_millis(10);
 /// How often waiters whose callers have gone are forgotten, and an idle position written.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// etcd exits this long after its own removal was applied.
 const REMOVED_EXIT_DELAY: Duration = Duration::from_secs(1);
+
+/// What the flags say about the work of this actor.
+#[derive(Clone)]
+pub struct Pace {
+    /// Rows that one compaction step may look at before other work gets its turn.
+    pub compact_rows: usize,
+    /// Pause between compaction steps.
+    pub compact_pause: Duration,
+    /// A request whose apply takes longer is worth a warning.
+    pub slow_apply: Duration,
+    /// Measures that.
+    pub clock: Arc<dyn Clock>,
+}
 
 /// What a committed normal entry holds.
 pub enum Payload {
@@ -103,6 +114,7 @@ pub struct StoreActor {
     machine: Machine,
     members: Members,
     shared: Arc<Shared>,
+    pace: Pace,
     raft: Option<Addr<RaftActor>>,
     lease_keeper: Option<Addr<LeaseKeeper>>,
     waiters: HashMap<u64, Waiter>,
@@ -115,11 +127,12 @@ pub struct StoreActor {
 
 impl StoreActor {
     /// Takes over the recovered machine. Start it in an Arbiter of its own.
-    pub fn new(machine: Machine, members: Members, shared: Arc<Shared>) -> StoreActor {
+    pub fn new(machine: Machine, members: Members, shared: Arc<Shared>, pace: Pace) -> StoreActor {
         StoreActor {
             machine,
             members,
             shared,
+            pace,
             raft: None,
             lease_keeper: None,
             waiters: HashMap::new(),
@@ -159,12 +172,37 @@ impl StoreActor {
         if apply_membership(&mut self.members, request) {
             self.shared.publish_members(&self.members);
         }
+        let begun = self.pace.clock.now();
         let Applied { result, effects } = self.machine.apply(entry.index, entry.term, request);
+        let took = self.pace.clock.now().duration_since(begun);
+        if took > self.pace.slow_apply {
+            self.warn_slow(took, request, &result);
+        }
         for effect in effects {
             self.follow(effect);
         }
         let physical = request.compaction.is_some_and(|compaction| compaction.physical);
         self.answer(id, result, physical);
+    }
+
+    /// (etcd v3.5.17 `server/etcdserver/util.go` warnOfExpensiveRequest)
+    fn warn_slow(
+        &self,
+        took: Duration,
+        request: &rpc::InternalRaftRequest,
+        result: &Result<Reply>,
+    ) {
+        metrics().slow_apply.inc();
+        let size = result.as_ref().map_or(0, Reply::encoded_len);
+        tracing::warn!(
+            took = ?took,
+            "expected-duration" = ?self.pace.slow_apply,
+            prefix = "",
+            request = %describe::request(request),
+            response = %format_args!("size:{size}"),
+            error = result.as_ref().err().map(tracing::field::debug),
+            "apply request took too long"
+        );
     }
 
     fn apply_change(&mut self, entry: &Entry, change: Change) -> (Change, PeerChange) {
@@ -229,9 +267,9 @@ impl StoreActor {
         if !self.compacting {
             return;
         }
-        match self.machine.compact_step(COMPACT_STEP_ROWS) {
+        match self.machine.compact_step(self.pace.compact_rows) {
             Ok(CompactProgress::More) => {
-                ctx.notify_later(CompactStep, COMPACT_STEP_PAUSE);
+                ctx.notify_later(CompactStep, self.pace.compact_pause);
             }
             Err(error) => rt::fatal(&format!("failed to compact: {error}")),
             Ok(CompactProgress::Done) => {

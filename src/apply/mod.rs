@@ -6,10 +6,12 @@ use crate::base::error::Result;
 use crate::base::ids::LeaseId;
 use crate::pb::etcdserverpb as rpc;
 use bytes::Bytes;
+use prost::Message as _;
 
 mod alarm;
 mod check;
 mod compact;
+pub mod describe;
 mod kv;
 mod lease;
 mod machine;
@@ -37,6 +39,24 @@ pub enum Reply {
     Alarm(rpc::AlarmResponse),
     /// An entry that has nothing to say: attributes, cluster version, an empty entry.
     Empty,
+}
+
+impl Reply {
+    /// Bytes of the answer on the wire, before the edge fills in the rest of its header.
+    pub fn encoded_len(&self) -> usize {
+        match self {
+            Reply::Range(response) => response.encoded_len(),
+            Reply::Put(response) => response.encoded_len(),
+            Reply::DeleteRange(response) => response.encoded_len(),
+            Reply::Txn(response) => response.encoded_len(),
+            Reply::Compaction(response) => response.encoded_len(),
+            Reply::LeaseGrant(response) => response.encoded_len(),
+            Reply::LeaseRevoke(response) => response.encoded_len(),
+            Reply::LeaseCheckpoint(response) => response.encoded_len(),
+            Reply::Alarm(response) => response.encoded_len(),
+            Reply::Empty => 0,
+        }
+    }
 }
 
 /// One change, as watchers get it.

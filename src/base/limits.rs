@@ -22,6 +22,10 @@ pub const LOG_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const REQUEST_BYTES_MAX: usize = 1_572_864;
 /// Room for gRPC framing on top of the request limit (etcd: 512 KiB).
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
+/// Bytes of one key or range end that a log line about a request shows.
+pub const LOG_KEY_BYTES_MAX: usize = 256;
+/// Bytes of a log line's text about a request, after which further operations are only counted.
+pub const LOG_REQUEST_BYTES_MAX: usize = 4096;
 /// Bytes of newest rows kept in the key index, so that reads of recent data touch no disk.
 pub const INDEX_ROW_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of rows applied but not yet committed to the engine; beyond it apply waits.

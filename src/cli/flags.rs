@@ -38,6 +38,8 @@ pub enum Effect {
     Works,
     /// The flag is read and checked, then has no effect, for this reason.
     AcceptedWithoutEffect(&'static str),
+    /// As before, but only because what it sets is not built yet; this says what is missing.
+    Later(&'static str),
 }
 
 /// One flag of the server.
@@ -106,6 +108,23 @@ const NO_DISCOVERY: Effect = Effect::AcceptedWithoutEffect("v2 discovery is not 
 const NO_PROXY: Effect = Effect::AcceptedWithoutEffect("the v2 proxy is not implemented");
 const NO_TRACING: Effect = Effect::AcceptedWithoutEffect("trace export is not implemented");
 const NO_PPROF: Effect = Effect::AcceptedWithoutEffect("there is no Go runtime to profile");
+const SNAPSHOTS: Effect = Effect::Later("no snapshot is written and no log is released");
+const CHECKPOINTS: Effect = Effect::Later("there is no bbolt file to commit to");
+const DEFRAG: Effect = Effect::Later("nothing is defragmented");
+const COMPACTOR: Effect = Effect::Later("there is no auto compaction");
+const CORRUPTION: Effect = Effect::Later("there is no corruption check");
+const TOKENS: Effect = Effect::Later("auth cannot be enabled");
+const PROGRESS: Effect = Effect::Later("watch is not served");
+const LEASE_CHECKPOINTS: Effect = Effect::Later("lease checkpoints are not proposed");
+const MEMBERSHIP: Effect = Effect::Later("members cannot be added or removed");
+const DOWNGRADE: Effect = Effect::Later("there is no downgrade");
+const V2_API: Effect = Effect::Later("the v2 API is not served");
+const GATEWAY: Effect = Effect::Later("the JSON gateway is not served");
+const SRV: Effect = Effect::Later("SRV records are not looked up");
+const TICKS: Effect = Effect::Later("no tick is skipped");
+const CALL_TIMES: Effect = Effect::Later("there are no call latencies; basic is what there is");
+const CLIENT_PINGS: Effect = Effect::Later("the HTTP/2 library answers pings without telling");
+const STANDALONE: Effect = Effect::Later("a directory with data is refused");
 const LEGACY: Effect = Effect::AcceptedWithoutEffect("etcd ignores this legacy flag too");
 
 const MEMBER: &str = "Member";
@@ -149,28 +168,28 @@ pub const FLAGS: &[Flag] = &[
     f(MEMBER, "name", Text, "default", W, "Name of this member, for people."),
     f(MEMBER, "data-dir", Text, "", W, "Directory that holds the member's data (${name}.etcd if empty)."),
     f(MEMBER, "wal-dir", Text, "", W, "Separate directory for the write-ahead log."),
-    f(MEMBER, "snapshot-count", Uint, "100000", W, "Applied entries after which a snapshot is written."),
+    f(MEMBER, "snapshot-count", Uint, "100000", SNAPSHOTS, "Applied entries after which a snapshot is written."),
     f(MEMBER, "heartbeat-interval", Uint, "100", W, "Milliseconds between the leader's heartbeats."),
     f(MEMBER, "election-timeout", Uint, "1000", W, "Milliseconds without a leader before an election."),
-    f(MEMBER, "initial-election-tick-advance", Bool, "true", W, "Skip most of the first election timeout at boot."),
+    f(MEMBER, "initial-election-tick-advance", Bool, "true", TICKS, "Skip most of the first election timeout at boot."),
     f(MEMBER, "listen-peer-urls", Urls(""), "http://localhost:2380", W, "Addresses to serve other members on."),
     f(MEMBER, "listen-client-urls", Urls(""), "http://localhost:2379", W, "Addresses to serve clients on: gRPC, and HTTP unless --listen-client-http-urls is given."),
     f(MEMBER, "listen-client-http-urls", Urls(""), "", W, "Addresses for HTTP-only clients; takes HTTP off --listen-client-urls."),
-    f(MEMBER, "max-snapshots", Uint, "5", W, "Snapshot files to keep (0: all)."),
-    f(MEMBER, "max-wals", Uint, "5", W, "Write-ahead log files to keep (0: all)."),
+    f(MEMBER, "max-snapshots", Uint, "5", SNAPSHOTS, "Snapshot files to keep (0: all)."),
+    f(MEMBER, "max-wals", Uint, "5", SNAPSHOTS, "Write-ahead log files to keep (0: all)."),
     f(MEMBER, "quota-backend-bytes", Int, "0", W, "Size of the store at which the NOSPACE alarm is raised (0: 2 GiB)."),
     f(MEMBER, "backend-bbolt-freelist-type", Text, "", NO_BBOLT, "Free list of bbolt: array or map (map if empty)."),
-    f(MEMBER, "backend-batch-interval", Duration, "0s", W, "Longest time before the backend commits a batch (0: the default)."),
-    f(MEMBER, "backend-batch-limit", Int, "0", W, "Most operations in one backend batch (0: the default)."),
+    f(MEMBER, "backend-batch-interval", Duration, "0s", CHECKPOINTS, "Longest time before the backend commits a batch (0: the default)."),
+    f(MEMBER, "backend-batch-limit", Int, "0", CHECKPOINTS, "Most operations in one backend batch (0: the default)."),
     f(MEMBER, "max-txn-ops", Uint, "128", W, "Most operations in one transaction."),
     f(MEMBER, "max-request-bytes", Uint, "1572864", W, "Largest client request."),
     f(MEMBER, "max-concurrent-streams", Uint32, "4294967295", W, "Most streams one client connection may have open."),
-    f(MEMBER, "enable-grpc-gateway", Bool, "true", W, "Serve the JSON gateway."),
-    f(MEMBER, "grpc-keepalive-min-time", Duration, "5s", W, "Shortest interval a client may ping at."),
-    f(MEMBER, "grpc-keepalive-interval", Duration, "2h", W, "Interval of the server's own pings (0: none)."),
-    f(MEMBER, "grpc-keepalive-timeout", Duration, "20s", W, "Time a ping may stay unanswered before the connection is closed (0: for ever)."),
+    f(MEMBER, "enable-grpc-gateway", Bool, "true", GATEWAY, "Serve the JSON gateway."),
+    f(MEMBER, "grpc-keepalive-min-time", Duration, "5s", CLIENT_PINGS, "Shortest interval a client may ping at."),
+    f(MEMBER, "grpc-keepalive-interval", Duration, "2h", W, "Interval of the server's own pings, at least 1s (0: 2h, and 20s for the timeout)."),
+    f(MEMBER, "grpc-keepalive-timeout", Duration, "20s", W, "Time a ping may stay unanswered before the connection is closed (0: 20s, and 2h for the interval)."),
     f(MEMBER, "socket-reuse-port", Bool, "false", W, "Set SO_REUSEPORT on listeners."),
-    f(MEMBER, "socket-reuse-address", Bool, "false", W, "Set SO_REUSEADDR on listeners."),
+    f(MEMBER, "socket-reuse-address", Bool, "false", W, "Set SO_REUSEADDR on listeners; as in etcd, TCP listeners have it in any case."),
     f(MEMBER, "raft-read-timeout", Duration, "5s", W, "Read timeout of peer connections; at least 5s."),
     f(MEMBER, "raft-write-timeout", Duration, "5s", W, "Write timeout of peer connections; at least 5s."),
 
@@ -182,14 +201,14 @@ pub const FLAGS: &[Flag] = &[
     f(CLUSTERING, "discovery", Text, "", NO_DISCOVERY, "Discovery service to bootstrap from."),
     f(CLUSTERING, "discovery-fallback", OneOf(&["proxy", "exit"]), "proxy", NO_DISCOVERY, "What to do when discovery fails: exit or proxy."),
     f(CLUSTERING, "discovery-proxy", Text, "", NO_DISCOVERY, "HTTP proxy for the discovery service."),
-    f(CLUSTERING, "discovery-srv", Text, "", NO_DISCOVERY, "DNS domain whose SRV records name the members."),
-    f(CLUSTERING, "discovery-srv-name", Text, "", NO_DISCOVERY, "Suffix of the SRV service name."),
-    f(CLUSTERING, "strict-reconfig-check", Bool, "true", W, "Refuse membership changes that would lose quorum."),
+    f(CLUSTERING, "discovery-srv", Text, "", SRV, "DNS domain whose SRV records name the members."),
+    f(CLUSTERING, "discovery-srv-name", Text, "", SRV, "Suffix of the SRV service name."),
+    f(CLUSTERING, "strict-reconfig-check", Bool, "true", MEMBERSHIP, "Refuse membership changes that would lose quorum."),
     f(CLUSTERING, "pre-vote", Bool, "true", W, "Ask for votes before disturbing the term."),
-    f(CLUSTERING, "auto-compaction-retention", Text, "0", W, "History that auto compaction keeps (0: no auto compaction)."),
-    f(CLUSTERING, "auto-compaction-mode", Text, "periodic", W, "How the retention is read: periodic (a duration; plain numbers are hours) or revision."),
-    f(CLUSTERING, "enable-v2", Bool, "false", W, "Serve the v2 API."),
-    f(CLUSTERING, "v2-deprecation", SomeOf(V2_STAGES), "", W, "Stage of the v2 store's removal: not-yet, write-only, write-only-drop-data or gone (not-yet if empty)."),
+    f(CLUSTERING, "auto-compaction-retention", Text, "0", COMPACTOR, "History that auto compaction keeps (0: no auto compaction)."),
+    f(CLUSTERING, "auto-compaction-mode", Text, "periodic", COMPACTOR, "How the retention is read: periodic (a duration; plain numbers are hours) or revision."),
+    f(CLUSTERING, "enable-v2", Bool, "false", V2_API, "Serve the v2 API."),
+    f(CLUSTERING, "v2-deprecation", SomeOf(V2_STAGES), "", V2_API, "Stage of the v2 store's removal: not-yet, write-only, write-only-drop-data or gone (not-yet if empty)."),
 
     f(SECURITY, "cert-file", Text, "", W, "Certificate of the client listeners."),
     f(SECURITY, "key-file", Text, "", W, "Key of the client listeners."),
@@ -217,12 +236,12 @@ pub const FLAGS: &[Flag] = &[
     f(SECURITY, "tls-min-version", Text, "TLS1.2", W, "Lowest TLS version: TLS1.2 or TLS1.3."),
     f(SECURITY, "tls-max-version", Text, "", W, "Highest TLS version: TLS1.2 or TLS1.3 (the newest if empty)."),
 
-    f(AUTH, "auth-token", Text, "simple", W, "Kind of auth tokens, simple or jwt, with its options."),
-    f(AUTH, "bcrypt-cost", Uint, "10", W, "Cost of hashing a password, 4 to 31."),
-    f(AUTH, "auth-token-ttl", Uint, "300", W, "Seconds that a token lives."),
+    f(AUTH, "auth-token", Text, "simple", TOKENS, "Kind of auth tokens, simple or jwt, with its options."),
+    f(AUTH, "bcrypt-cost", Uint, "10", TOKENS, "Cost of hashing a password, 4 to 31."),
+    f(AUTH, "auth-token-ttl", Uint, "300", TOKENS, "Seconds that a token lives."),
 
     f(MONITORING, "enable-pprof", Bool, "false", NO_PPROF, "Serve runtime profiles under /debug/pprof/."),
-    f(MONITORING, "metrics", Text, "basic", W, "Detail of the metrics: basic, or extensive with latency histograms."),
+    f(MONITORING, "metrics", Text, "basic", CALL_TIMES, "Detail of the metrics: basic, or extensive with latency histograms."),
     f(MONITORING, "listen-metrics-urls", Urls(""), "", W, "More addresses for /metrics and /health; https uses the client certificate."),
 
     f(LOGGING, "logger", Text, "zap", W, "Logger; zap is the only one."),
@@ -244,26 +263,26 @@ pub const FLAGS: &[Flag] = &[
     f(PROXY, "proxy-write-timeout", Uint, "5000", NO_PROXY, "Milliseconds to wait for a write."),
     f(PROXY, "proxy-read-timeout", Uint, "0", NO_PROXY, "Milliseconds to wait for a read."),
 
-    f(EXPERIMENTAL, "experimental-initial-corrupt-check", Bool, "false", W, "Compare data with the other members before serving."),
-    f(EXPERIMENTAL, "experimental-corrupt-check-time", Duration, "0s", W, "Interval of comparing data between members (0: never)."),
-    f(EXPERIMENTAL, "experimental-compact-hash-check-enabled", Bool, "false", W, "Let the leader compare hashes taken at compactions."),
-    f(EXPERIMENTAL, "experimental-compact-hash-check-time", Duration, "1m", W, "Interval of comparing compaction hashes."),
+    f(EXPERIMENTAL, "experimental-initial-corrupt-check", Bool, "false", CORRUPTION, "Compare data with the other members before serving."),
+    f(EXPERIMENTAL, "experimental-corrupt-check-time", Duration, "0s", CORRUPTION, "Interval of comparing data between members (0: never)."),
+    f(EXPERIMENTAL, "experimental-compact-hash-check-enabled", Bool, "false", CORRUPTION, "Let the leader compare hashes taken at compactions."),
+    f(EXPERIMENTAL, "experimental-compact-hash-check-time", Duration, "1m", CORRUPTION, "Interval of comparing compaction hashes."),
     f(EXPERIMENTAL, "experimental-enable-v2v3", Text, "", Effect::AcceptedWithoutEffect("v2 on top of v3 is not implemented"), "Prefix under which v2 requests are served from v3."),
-    f(EXPERIMENTAL, "experimental-enable-lease-checkpoint", Bool, "false", W, "Replicate the remaining life of long leases."),
-    f(EXPERIMENTAL, "experimental-enable-lease-checkpoint-persist", Bool, "false", W, "Also store it; needs experimental-enable-lease-checkpoint."),
+    f(EXPERIMENTAL, "experimental-enable-lease-checkpoint", Bool, "false", LEASE_CHECKPOINTS, "Replicate the remaining life of long leases."),
+    f(EXPERIMENTAL, "experimental-enable-lease-checkpoint-persist", Bool, "false", LEASE_CHECKPOINTS, "Also store it; needs experimental-enable-lease-checkpoint."),
     f(EXPERIMENTAL, "experimental-compaction-batch-limit", Int, "0", W, "Most revisions removed in one step of a compaction (0: 1000)."),
     f(EXPERIMENTAL, "experimental-compaction-sleep-interval", Duration, "0s", W, "Pause between the steps of a compaction (0: 10ms)."),
     f(EXPERIMENTAL, "experimental-peer-skip-client-san-verification", Bool, "false", W, "Do not check the host names in certificates of connecting peers."),
-    f(EXPERIMENTAL, "experimental-watch-progress-notify-interval", Duration, "0s", W, "Interval of progress notices to watchers (0: 10m)."),
-    f(EXPERIMENTAL, "experimental-downgrade-check-time", Duration, "5s", W, "Interval of looking at a downgrade's progress."),
+    f(EXPERIMENTAL, "experimental-watch-progress-notify-interval", Duration, "0s", PROGRESS, "Interval of progress notices to watchers (0: 10m)."),
+    f(EXPERIMENTAL, "experimental-downgrade-check-time", Duration, "5s", DOWNGRADE, "Interval of looking at a downgrade's progress."),
     f(EXPERIMENTAL, "experimental-memory-mlock", Bool, "false", NO_BBOLT, "Keep the database's pages in memory."),
     f(EXPERIMENTAL, "experimental-warning-apply-duration", Duration, "100ms", W, "Warn about requests that take longer."),
     f(EXPERIMENTAL, "experimental-txn-mode-write-with-shared-buffer", Bool, "true", NO_BBOLT, "Share the read buffer with write transactions that check first."),
-    f(EXPERIMENTAL, "experimental-bootstrap-defrag-threshold-megabytes", Uint, "0", W, "Defragment at boot if that frees so much (0: never)."),
-    f(EXPERIMENTAL, "experimental-stop-grpc-service-on-defrag", Bool, "false", W, "Report not serving while defragmenting."),
-    f(HIDDEN, "experimental-snapshot-catchup-entries", Uint, "5000", W, "Entries kept for slow followers after a snapshot."),
+    f(EXPERIMENTAL, "experimental-bootstrap-defrag-threshold-megabytes", Uint, "0", DEFRAG, "Defragment at boot if that frees so much (0: never)."),
+    f(EXPERIMENTAL, "experimental-stop-grpc-service-on-defrag", Bool, "false", DEFRAG, "Report not serving while defragmenting."),
+    f(HIDDEN, "experimental-snapshot-catchup-entries", Uint, "5000", SNAPSHOTS, "Entries kept for slow followers after a snapshot."),
 
-    f(UNSAFE, "force-new-cluster", Bool, "false", W, "Make a cluster of one member out of this member's data."),
+    f(UNSAFE, "force-new-cluster", Bool, "false", STANDALONE, "Make a cluster of one member out of this member's data."),
     f(UNSAFE, "unsafe-no-fsync", Bool, "false", W, "Do not wait for the disk; a crash loses data."),
 
     legacy("cluster-active-size"), legacy("cluster-remove-delay"), legacy("cluster-sync-interval"),
@@ -312,9 +331,13 @@ pub fn help() -> String {
         let _ = writeln!(out, "\n{section}:");
         for flag in FLAGS.iter().filter(|flag| flag.section == section) {
             let _ = writeln!(out, "  --{} '{}'\n    {}", flag.name, flag.default, flag.help);
-            if let Effect::AcceptedWithoutEffect(why) = flag.effect {
-                let _ = writeln!(out, "    Accepted without effect: {why}.");
-            }
+            let _ = match flag.effect {
+                Effect::Works => Ok(()),
+                Effect::AcceptedWithoutEffect(why) => {
+                    writeln!(out, "    Accepted without effect: {why}.")
+                }
+                Effect::Later(why) => writeln!(out, "    Accepted without effect so far: {why}."),
+            };
         }
     }
     out
@@ -325,7 +348,9 @@ pub fn markdown() -> String {
     let mut out = String::from(
         "# Flags\n\nGenerated from the table in `src/cli/flags.rs`; a test compares the two. \
          Names and defaults are etcd 3.5.17's.\n\nEvery flag can be set by its environment \
-         variable, or by its key in a `--config-file`.\n",
+         variable, or by its key in a `--config-file`.\n\n*Works*: as in etcd. *No effect*: \
+         read and checked only, and meant to stay so. *Later*: the same, until what it sets is \
+         built.\n",
     );
     for section in sections().into_iter().chain([HIDDEN]) {
         let title = if section == HIDDEN { "Not in help" } else { section };
@@ -337,6 +362,7 @@ pub fn markdown() -> String {
             let effect = match flag.effect {
                 Effect::Works => "works".to_string(),
                 Effect::AcceptedWithoutEffect(why) => format!("no effect: {why}"),
+                Effect::Later(why) => format!("later: {why}"),
             };
             let default = match flag.default {
                 "" => String::new(),

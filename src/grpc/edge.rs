@@ -19,6 +19,9 @@ pub const TXN_OPS_MAX: usize = 128;
 /// Election timeout unless the caller says otherwise (etcd: `--election-timeout`).
 pub const ELECTION_TIMEOUT: Duration = Duration::from_millis(1000);
 
+/// How long a read may take without a warning unless the caller says otherwise.
+pub const SLOW_READ: Duration = Duration::from_millis(100);
+
 /// The store as the edge reads it.
 pub trait Reads: Send + Sync + 'static {
     /// Evaluates a range on the state applied so far; the header holds the revision.
@@ -49,6 +52,8 @@ pub struct GrpcOptions {
     /// How long an election may take; after three of them without a leader, streams that require
     /// one end.
     pub election_timeout: Duration,
+    /// A read that takes longer is worth a warning (etcd: `--experimental-warning-apply-duration`).
+    pub slow_read: Duration,
     /// Draws a candidate lease id; the edge clears the sign bit and draws again on 0.
     pub lease_ids: Arc<dyn Fn() -> u64 + Send + Sync>,
     /// Gets the calls counted.
@@ -64,6 +69,7 @@ impl GrpcOptions {
             max_request_bytes: REQUEST_BYTES_MAX,
             max_txn_ops: TXN_OPS_MAX,
             election_timeout: ELECTION_TIMEOUT,
+            slow_read: SLOW_READ,
             lease_ids,
             observer: Arc::new(NoObserver),
             serving: watch::channel(true).1,

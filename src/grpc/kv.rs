@@ -2,11 +2,15 @@
 
 use super::edge::{Edge, Reads, unexpected};
 use super::{status, validate};
-use crate::apply::Reply;
+use crate::apply::{Reply, describe};
+use crate::base::clock::{Clock as _, SystemClock};
 use crate::base::error::{Error, Result};
+use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
+use prost::Message as _;
 use rpc::request_op::Request as Op;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
 
 /// A range that asks for at most this many rows is read on the caller's thread; one that may touch
@@ -27,11 +31,27 @@ impl rpc::kv_server::Kv for Service {
             return Err(status::of(Error::NotSupportedForLearner));
         }
         validate::range(&request).map_err(status::of)?;
+        let slow = SlowRead::begin(self.0.options.slow_read);
         if !request.serializable {
             self.0.node.linearizable_read_notify().await.map_err(status::of)?;
         }
         let large = is_large(&request);
-        let mut response = self.read(large, move |reads| reads.range(&request)).await?;
+        let request = Arc::new(request);
+        let asked = request.clone();
+        let answer = self.read(large, move |reads| reads.range(&asked)).await;
+        slow.end(
+            "read-only range ",
+            || describe::range(&request),
+            &answer,
+            |response| {
+                format!(
+                    "range_response_count:{} size:{}",
+                    response.kvs.len(),
+                    response.encoded_len()
+                )
+            },
+        );
+        let mut response = answer?;
         self.0.fill(&mut response.header);
         Ok(Response::new(response))
     }
@@ -76,11 +96,27 @@ impl rpc::kv_server::Kv for Service {
         let request = request.into_inner();
         validate::txn(&request, self.0.options.max_txn_ops).map_err(status::of)?;
         let mut response = if validate::is_readonly(&request) {
+            let slow = SlowRead::begin(self.0.options.slow_read);
             if !validate::is_serializable(&request) {
                 self.0.node.linearizable_read_notify().await.map_err(status::of)?;
             }
             let large = is_large_txn(&request);
-            self.read(large, move |reads| reads.txn_readonly(&request)).await?
+            let request = Arc::new(request);
+            let asked = request.clone();
+            let answer = self.read(large, move |reads| reads.txn_readonly(&asked)).await;
+            slow.end(
+                "read-only txn ",
+                || describe::txn(&request),
+                &answer,
+                |response| {
+                    format!(
+                        "responses:{} size:{}",
+                        response.responses.len(),
+                        response.encoded_len()
+                    )
+                },
+            );
+            answer?
         } else {
             let request = rpc::InternalRaftRequest { txn: Some(request), ..Default::default() };
             match self.0.propose(request).await? {
@@ -126,6 +162,42 @@ impl Service {
                 Err(Status::internal("etcdserver: read failed"))
             }
         }
+    }
+}
+
+/// Watches over the time of one read, the wait for its index included, as etcd does
+/// (etcd v3.5.17 `server/etcdserver/v3_server.go` Range, Txn).
+struct SlowRead {
+    begun: Instant,
+    limit: Duration,
+}
+
+impl SlowRead {
+    fn begin(limit: Duration) -> SlowRead {
+        SlowRead { begun: SystemClock.now(), limit }
+    }
+
+    fn end<T>(
+        self,
+        prefix: &'static str,
+        request: impl FnOnce() -> String,
+        answer: &std::result::Result<T, Status>,
+        response: impl FnOnce(&T) -> String,
+    ) {
+        let took = SystemClock.now().duration_since(self.begun);
+        if took <= self.limit {
+            return;
+        }
+        metrics().slow_apply.inc();
+        tracing::warn!(
+            took = ?took,
+            "expected-duration" = ?self.limit,
+            prefix,
+            request = %request(),
+            response = answer.as_ref().map_or_else(|_| String::new(), response),
+            error = answer.as_ref().err().map(Status::message),
+            "apply request took too long"
+        );
     }
 }
 

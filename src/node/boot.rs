@@ -18,6 +18,11 @@ use crate::storage::wal::{Metadata, Replay, Wal, WalError};
 use std::path::Path;
 use std::sync::Arc;
 
+/// Why `--force-new-cluster` does not start on data: ignoring it would go on as a member of the old
+/// cluster. Without data it means nothing, as in etcd.
+const FORCED: &str = "--force-new-cluster is not possible yet for a member that has data; \
+                      start without it, or on an empty data directory";
+
 /// A recovered member.
 pub struct Booted {
     pub member: MemberId,
@@ -38,10 +43,16 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
     let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.wal());
     if !Wal::exists(&wal_dir) {
         start_new(config, &wal_dir)?;
+    } else if config.force_new_cluster {
+        return Err(FORCED.to_owned());
     }
-    let (wal, replay) = Wal::open(&wal_dir).map_err(|error| error.to_string())?;
+    let (mut wal, replay) = Wal::open(&wal_dir).map_err(|error| error.to_string())?;
     if let Some(offset) = replay.repaired_at {
         tracing::warn!(offset, "repaired the torn tail of the WAL");
+    }
+    if config.unsafe_no_fsync {
+        tracing::warn!("writing without fsync: a crash of the machine loses acknowledged writes");
+        wal.stop_syncing();
     }
     let metadata = replay.metadata;
     let member = MemberId(metadata.node_id);
@@ -173,9 +184,6 @@ fn start_new(config: &Config, wal_dir: &Path) -> Result<(), String> {
     if config.initial_cluster_state == ClusterState::Existing {
         return Err("joining an existing cluster is not possible yet".to_owned());
     }
-    if config.force_new_cluster {
-        return Err("forcing a new cluster needs a data directory".to_owned());
-    }
     let token = &config.initial_cluster_token;
     let members: Vec<Member> = config
         .initial_cluster
@@ -201,4 +209,31 @@ fn start_new(config: &Config, wal_dir: &Path) -> Result<(), String> {
         "starting local member of a new cluster"
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{self, Command};
+
+    fn config(dir: &Path, words: &[&str]) -> Config {
+        let mut args = vec!["rusd".to_owned(), format!("--data-dir={}", dir.display())];
+        args.extend(words.iter().map(|word| (*word).to_owned()));
+        match cli::parse(&args, &[]) {
+            Command::Serve(config) => *config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn boot_forced_only_without_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let forced = config(dir.path(), &["--force-new-cluster"]);
+        let first = boot(&forced).unwrap();
+        first.engine.close().unwrap();
+        drop(first);
+        assert_eq!(boot(&forced).err().as_deref(), Some(FORCED));
+        let again = boot(&config(dir.path(), &[])).unwrap();
+        again.engine.close().unwrap();
+    }
 }

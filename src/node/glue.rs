@@ -145,6 +145,8 @@ pub fn transport(
             connector,
             dial_timeout: Duration::from_secs(1) + election_timeout,
             election_timeout,
+            read_timeout: config.raft_read_timeout,
+            write_timeout: config.raft_write_timeout,
         },
         sink,
     )

@@ -102,8 +102,14 @@ async fn member(config: Config) -> Result<(), String> {
     });
     let store_shared = shared.clone();
     let machine = booted.machine;
+    let pace = store::Pace {
+        compact_rows: config.experimental_compaction_batch_limit,
+        compact_pause: config.experimental_compaction_sleep_interval,
+        slow_apply: config.experimental_warning_apply_duration,
+        clock: clock.clone(),
+    };
     let store = StoreActor::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-        StoreActor::new(machine, members, store_shared)
+        StoreActor::new(machine, members, store_shared, pace)
     });
     let parts = Parts {
         driver,

@@ -17,6 +17,13 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+/// Interval of the server's pings when the flags leave it open (grpc-go's default).
+const PING_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
+/// Time a ping may stay unanswered then (grpc-go's default).
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// grpc-go raises shorter intervals to this one.
+const PING_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
 /// TLS of the two kinds of ports.
 pub struct Tls {
     pub client: Option<Arc<TlsInfo>>,
@@ -96,7 +103,8 @@ fn endpoint(
 /// Binds every port before anything else happens, as etcd does.
 pub fn bind(config: &Config) -> Result<Listeners, String> {
     let one = |url: &Url| -> Result<Listener, String> {
-        listen::bind(url).map_err(|error| format!("listen {url}: {error}"))
+        listen::bind_with(url, config.socket_reuse_port)
+            .map_err(|error| format!("listen {url}: {error}"))
     };
     let each = |urls: &[Url]| -> Result<Vec<(Url, Listener)>, String> {
         urls.iter().map(|url| Ok((url.clone(), one(url)?))).collect()
@@ -169,6 +177,16 @@ pub fn peers(
     }
 }
 
+/// Interval of pings and how long one may stay unanswered. etcd passes its flags on only if both
+/// are set (etcd v3.5.17 `server/embed/etcd.go` serveClients), and grpc-go has defaults for the
+/// rest and a shortest interval.
+fn keepalive(interval: Duration, timeout: Duration) -> (Duration, Duration) {
+    if interval.is_zero() || timeout.is_zero() {
+        return (PING_INTERVAL, PING_TIMEOUT);
+    }
+    (interval.max(PING_INTERVAL_MIN), timeout)
+}
+
 /// Serves the client ports, and says so once for each.
 pub fn clients(
     config: &Config,
@@ -185,6 +203,7 @@ pub fn clients(
         max_request_bytes: config.max_request_bytes,
         max_txn_ops: config.max_txn_ops,
         election_timeout: Duration::from_millis(config.election_timeout_ms),
+        slow_read: config.experimental_warning_apply_duration,
         serving,
         ..GrpcOptions::new(Arc::new(move || ids.shared.ids.next()))
     };
@@ -205,13 +224,15 @@ pub fn clients(
     let web_routes = http::client_router(state);
     let web = access(web_routes.clone().fallback(http::not_found));
     let both = if separate { routes } else { access(routes.merge(web_routes)) };
+    let (keepalive_interval, keepalive_timeout) =
+        keepalive(config.grpc_keepalive_interval, config.grpc_keepalive_timeout);
     let serve_options = |plain: bool, with_tls: bool| ServeOptions {
         tls: with_tls.then(|| tls.client.clone()).flatten(),
         plain,
         peer: false,
         max_concurrent_streams: config.max_concurrent_streams,
-        keepalive_interval: Some(config.grpc_keepalive_interval),
-        keepalive_timeout: config.grpc_keepalive_timeout,
+        keepalive_interval: Some(keepalive_interval),
+        keepalive_timeout,
         ..ServeOptions::default()
     };
     for (ports, app) in [(ports.client, &both), (ports.http, &web)] {
@@ -241,5 +262,49 @@ pub async fn stop_signal() {
     tokio::select! {
         _ = terminate.recv() => tracing::info!(signal = "terminated", "received signal; shutting down"),
         _ = interrupt.recv() => tracing::info!(signal = "interrupt", "received signal; shutting down"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{self, Command};
+
+    #[tokio::test]
+    async fn serve_reuse_port_lets_two_bind() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("peer").display().to_string();
+        let config = |reuse: bool, port: &str| {
+            let words = [
+                "rusd".to_owned(),
+                format!("--listen-client-urls=http://127.0.0.1:{port}"),
+                format!("--advertise-client-urls=http://127.0.0.1:{port}"),
+                format!("--listen-peer-urls=unix://{socket}"),
+                format!("--socket-reuse-port={reuse}"),
+            ];
+            match cli::parse(&words, &[]) {
+                Command::Serve(config) => *config,
+                other => panic!("{other:?}"),
+            }
+        };
+        for reuse in [false, true] {
+            let first = bind(&config(reuse, "0")).unwrap();
+            let address = first.clients.client[0].listener.local_addr();
+            let port = address.rsplit(':').next().unwrap();
+            assert_eq!(bind(&config(reuse, port)).is_ok(), reuse);
+        }
+    }
+
+    #[test]
+    fn serve_keepalive_of_the_flags() {
+        let seconds = Duration::from_secs;
+        for (interval, timeout, want) in [
+            (seconds(30), seconds(5), (seconds(30), seconds(5))),
+            (Duration::from_millis(10), seconds(5), (seconds(1), seconds(5))),
+            (seconds(0), seconds(5), (seconds(7200), seconds(20))),
+            (seconds(30), seconds(0), (seconds(7200), seconds(20))),
+        ] {
+            assert_eq!(keepalive(interval, timeout), want);
+        }
     }
 }

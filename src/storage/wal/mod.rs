@@ -135,6 +135,8 @@ pub struct Wal {
     /// Checksum of the last record.
     crc: u32,
     segment_bytes: u64,
+    /// `--unsafe-no-fsync`: records are written, but nobody waits for the disk.
+    no_fsync: bool,
     sparse: Arc<RwLock<Sparse>>,
     buf: Vec<u8>,
     scratch: Vec<u8>,
@@ -206,6 +208,7 @@ impl Wal {
             offset: buf.len() as u64,
             crc,
             segment_bytes,
+            no_fsync: false,
             sparse: Arc::new(RwLock::new(Sparse::new())),
             buf,
             scratch,
@@ -257,6 +260,7 @@ impl Wal {
             offset: end.offset,
             crc: scan.crc,
             segment_bytes,
+            no_fsync: false,
             sparse: Arc::new(RwLock::new(scan.sparse)),
             buf: Vec::new(),
             scratch: Vec::new(),
@@ -299,8 +303,21 @@ impl Wal {
     /// Makes everything saved durable.
     pub fn sync(&mut self) -> Result<(), WalError> {
         self.check_poison()?;
-        let result = self.tail.file.sync_data().map_err(|e| self.tail.io(e));
+        let result = self.sync_data(&self.tail);
         self.poison_on_error(result)
+    }
+
+    /// From now on records are not synced (etcd v3.5.17 `server/wal/wal.go` SetUnsafeNoFsync).
+    /// What happens once, at opening and to names in the directory, still is.
+    pub fn stop_syncing(&mut self) {
+        self.no_fsync = true;
+    }
+
+    fn sync_data(&self, segment: &Segment) -> Result<(), WalError> {
+        if self.no_fsync {
+            return Ok(());
+        }
+        segment.file.sync_data().map_err(|e| segment.io(e))
     }
 
     /// A handle that reads the log, for any thread. The locks last as long as any handle.
@@ -384,7 +401,7 @@ impl Wal {
         if self.offset >= self.segment_bytes {
             self.cut()
         } else if sync {
-            self.tail.file.sync_data().map_err(|e| self.tail.io(e))
+            self.sync_data(&self.tail)
         } else {
             Ok(())
         }
@@ -394,7 +411,7 @@ impl Wal {
     /// durable.
     fn cut(&mut self) -> Result<(), WalError> {
         self.tail.file.set_len(self.offset).map_err(|e| self.tail.io(e))?;
-        self.tail.file.sync_data().map_err(|e| self.tail.io(e))?;
+        self.sync_data(&self.tail)?;
         let last = self.sparse.read().last;
         let seq = self.tail.seq + 1;
         let path = self.dir.join(segment_name(seq, last + 1));

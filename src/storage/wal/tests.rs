@@ -290,3 +290,20 @@ fn read_a_log_of_etcd() {
         .unwrap();
     println!("{entries} entries, {bytes} bytes");
 }
+
+#[test]
+fn wal_without_fsync_asks_nothing_of_the_disk() {
+    for no_fsync in [false, true] {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("wal");
+        let mut wal = Wal::create_sized(&dir, META, SMALL).unwrap();
+        if no_fsync {
+            wal.stop_syncing();
+        }
+        // A file that takes every write and refuses every sync.
+        let file = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+        wal.tail = Arc::new(Segment { file, path: "/dev/null".into(), seq: 0 });
+        assert_eq!(wal.save(Some(&state(1, 0)), &[], true).is_ok(), no_fsync);
+        assert_eq!(wal.sync().is_ok(), no_fsync);
+    }
+}

@@ -30,10 +30,6 @@ use crate::base::url::Url;
 use crate::pb::raftpb::Message;
 use peer::{Peer, Remote};
 
-/// Without a byte for this long a stream is taken for dead (etcd v3.5.17 DefaultConnReadTimeout).
-pub const CONN_READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// A write that cannot finish for this long ends its stream (etcd: DefaultConnWriteTimeout).
-pub const CONN_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two dials of one stream (etcd: DialRetryFrequency).
 const DIAL_RETRY: Duration = Duration::from_millis(100);
 /// Pause between two probes of a peer (etcd: proberInterval).
@@ -67,6 +63,12 @@ pub struct Config {
     pub dial_timeout: Duration,
     /// The member's election timeout.
     pub election_timeout: Duration,
+    /// `--raft-read-timeout`: without a byte for this long a stream is taken for dead; a third of
+    /// it is the pause after which an idle stream gets a heartbeat (etcd v3.5.17
+    /// `rafthttp/stream.go`). All members should have the same.
+    pub read_timeout: Duration,
+    /// `--raft-write-timeout`: a write that cannot finish for this long ends its stream.
+    pub write_timeout: Duration,
 }
 
 /// Why a message was not taken.

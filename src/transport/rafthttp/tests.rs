@@ -88,6 +88,10 @@ async fn connection(io: impl Io + 'static, router: axum::Router) {
 }
 
 async fn node_at(id: u64, cluster: u64, url: Url) -> Node {
+    node_with(id, cluster, url, Duration::from_secs(5)).await
+}
+
+async fn node_with(id: u64, cluster: u64, url: Url, read_timeout: Duration) -> Node {
     let (taken, rx) = mpsc::unbounded_channel();
     let sink = Arc::new(Sink {
         taken,
@@ -102,6 +106,8 @@ async fn node_at(id: u64, cluster: u64, url: Url) -> Node {
         connector: Arc::new(PlainConnect),
         dial_timeout: Duration::from_secs(2),
         election_timeout: Duration::from_secs(1),
+        read_timeout,
+        write_timeout: Duration::from_secs(5),
     };
     let transport = Transport::new(config, Arc::clone(&sink) as Arc<dyn RaftSink>);
     let (url, server) = serve(&url, transport.router()).await;
@@ -495,4 +501,29 @@ async fn real_etcd_talks_to_this_transport() {
     done.unwrap();
     assert!(!taken.unwrap() && !posted.unwrap());
     assert!(us_node.transport.active_since(them).is_some() || writable(&us_node, them.0));
+}
+
+/// The other side sends heartbeats at a third of its own timeout, far too seldom for this one.
+#[tokio::test]
+async fn raft_read_timeout_ends_a_silent_stream() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let a = node_with(1, 7, tcp(free), Duration::from_millis(300)).await;
+    let b = node(2, 7).await;
+    introduce(&[&a, &b]);
+    let peer = MemberId(2);
+    let active = || async {
+        loop {
+            match a.transport.active_since(peer) {
+                Some(since) => return since,
+                None => sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    let first = timeout(WAIT, active()).await.unwrap();
+    let again = async {
+        while active().await == first {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(WAIT, again).await.expect("the silent stream was taken for dead");
 }

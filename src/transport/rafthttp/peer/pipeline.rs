@@ -11,9 +11,7 @@ use tokio::task::AbortHandle;
 
 use super::super::client::{self, exchange, read_all};
 use super::super::queue::{Queue, Room, cost, queue};
-use super::super::{
-    CONN_READ_TIMEOUT, PIPELINE_CONNECTIONS, PIPELINE_QUEUE_MAX, PIPELINE_TIMEOUT, wire,
-};
+use super::super::{PIPELINE_CONNECTIONS, PIPELINE_QUEUE_MAX, PIPELINE_TIMEOUT, wire};
 use super::{ERROR_TEXT_BYTES_MAX, MEMBER_REMOVED, Shared, precondition};
 use crate::base::url::Url;
 use crate::pb::raftpb::{Message, MessageType};
@@ -88,7 +86,7 @@ async fn post_url(shared: &Shared, url: &Url, body: Bytes) -> io::Result<()> {
         StatusCode::NO_CONTENT => Ok(()),
         StatusCode::FORBIDDEN => {
             // The other 403 is for a message to another member, which is no verdict on this one.
-            let text = read_all(body, ERROR_TEXT_BYTES_MAX, CONN_READ_TIMEOUT).await?;
+            let text = read_all(body, ERROR_TEXT_BYTES_MAX, config.read_timeout).await?;
             let text = String::from_utf8_lossy(&text).into_owned();
             if !text.contains("removed member") {
                 return Err(io::Error::other(text));
@@ -97,7 +95,7 @@ async fn post_url(shared: &Shared, url: &Url, body: Bytes) -> io::Result<()> {
             Err(io::Error::other(MEMBER_REMOVED))
         }
         StatusCode::PRECONDITION_FAILED => {
-            let text = read_all(body, ERROR_TEXT_BYTES_MAX, CONN_READ_TIMEOUT).await?;
+            let text = read_all(body, ERROR_TEXT_BYTES_MAX, config.read_timeout).await?;
             let theirs = wire::text(&head.headers, &wire::X_CLUSTER_ID);
             Err(io::Error::other(precondition(shared, &text, theirs)))
         }

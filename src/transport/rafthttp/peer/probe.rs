@@ -7,8 +7,8 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use tokio::time::{MissedTickBehavior, interval_at};
 
+use super::super::PROBE_INTERVAL;
 use super::super::client::{self, exchange};
-use super::super::{CONN_READ_TIMEOUT, PROBE_INTERVAL};
 use super::Shared;
 use crate::base::clock::{Clock, SystemClock};
 
@@ -41,7 +41,7 @@ async fn probe(shared: &Shared) -> io::Result<()> {
     let config = &shared.context.config;
     let connect = config.connector.as_ref();
     let (response, _connection) =
-        exchange(connect, &url, request, config.dial_timeout, CONN_READ_TIMEOUT).await?;
+        exchange(connect, &url, request, config.dial_timeout, config.read_timeout).await?;
     match response.status() {
         StatusCode::OK => Ok(()),
         status => Err(io::Error::other(format!("got unexpected HTTP status code {status}"))),

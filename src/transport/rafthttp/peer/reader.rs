@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::super::client::{self, Connection, exchange, read_all};
 use super::super::codec::{Decoder, Received};
-use super::super::{CONN_READ_TIMEOUT, DIAL_RETRY, StepError, wire};
+use super::super::{DIAL_RETRY, StepError, wire};
 use super::{ERROR_TEXT_BYTES_MAX, MEMBER_REMOVED, Shared, Stream, precondition};
 use crate::base::url::Url;
 use crate::pb::raftpb::Message;
@@ -79,8 +79,9 @@ async fn read_until_lost(
         Stream::Message => Decoder::message(),
         Stream::MsgApp => Decoder::msgapp(shared.local().0, shared.id.0),
     };
+    let wait = shared.context.config.read_timeout;
     loop {
-        let frame = match timeout(CONN_READ_TIMEOUT, body.frame()).await {
+        let frame = match timeout(wait, body.frame()).await {
             Err(_) => return Err("i/o timeout".to_owned()),
             Ok(None) if decoder.is_between_frames() => return Ok(()),
             Ok(None) => return Err("unexpected EOF".to_owned()),
@@ -133,7 +134,7 @@ async fn dial_url(
     let request = client::request(Method::GET, url, &path, headers, Bytes::new())?;
     let connect = config.connector.as_ref();
     let (response, connection) =
-        exchange(connect, url, request, config.dial_timeout, CONN_READ_TIMEOUT).await?;
+        exchange(connect, url, request, config.dial_timeout, config.read_timeout).await?;
     let (head, body) = response.into_parts();
     if !wire::has_streams(&head.headers) {
         return Err(DialError::Unsupported);
@@ -149,7 +150,7 @@ async fn dial_url(
             shared.id, config.local
         ))),
         StatusCode::PRECONDITION_FAILED => {
-            let text = read_all(body, ERROR_TEXT_BYTES_MAX, CONN_READ_TIMEOUT).await?;
+            let text = read_all(body, ERROR_TEXT_BYTES_MAX, config.read_timeout).await?;
             let theirs = wire::text(&head.headers, &wire::X_CLUSTER_ID);
             Err(DialError::Refused(precondition(shared, &text, theirs)))
         }

@@ -1,6 +1,7 @@
 //! The streams that the peer dials: batches of messages, and heartbeats while there are none.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -10,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use super::super::codec::Encoder;
 use super::super::queue::{Drain, Queue, cost, queue};
-use super::super::{CONN_READ_TIMEOUT, CONN_WRITE_TIMEOUT, FLUSH_BYTES, STREAM_QUEUE_MAX};
+use super::super::{FLUSH_BYTES, STREAM_QUEUE_MAX};
 use super::{Shared, Stream};
 use crate::pb::raftpb::Message;
 
@@ -131,7 +132,8 @@ impl StreamWriter {
             Stream::Message => Encoder::message(),
             Stream::MsgApp => Encoder::msgapp(),
         };
-        let period = CONN_READ_TIMEOUT / 3;
+        let config = &self.shared.context.config;
+        let period = config.read_timeout / 3;
         let mut heartbeats = interval_at(tokio::time::Instant::now() + period, period);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
@@ -156,14 +158,14 @@ impl StreamWriter {
                 encoder.encode(&message, &mut out);
                 written += cost(&message);
                 if out.len() >= FLUSH_BYTES {
-                    if let Err(reason) = flush(frames, &mut out).await {
+                    if let Err(reason) = flush(frames, &mut out, config.write_timeout).await {
                         return (action, reason);
                     }
                     drain.room.release(std::mem::take(&mut written));
                 }
             }
             if !out.is_empty() {
-                if let Err(reason) = flush(frames, &mut out).await {
+                if let Err(reason) = flush(frames, &mut out, config.write_timeout).await {
                     return (action, reason);
                 }
                 drain.room.release(written);
@@ -172,8 +174,12 @@ impl StreamWriter {
     }
 }
 
-async fn flush(frames: &mpsc::Sender<Bytes>, out: &mut BytesMut) -> Result<(), &'static str> {
-    match timeout(CONN_WRITE_TIMEOUT, frames.send(out.split().freeze())).await {
+async fn flush(
+    frames: &mpsc::Sender<Bytes>,
+    out: &mut BytesMut,
+    wait: Duration,
+) -> Result<(), &'static str> {
+    match timeout(wait, frames.send(out.split().freeze())).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err("connection closed by the peer"),
         Err(_) => Err("i/o timeout"),
