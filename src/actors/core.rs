@@ -1,7 +1,7 @@
 //! What actors publish and edges read without asking, and the node that edges hold.
 
 use crate::actors::handle::{Answer, Node, RaftStatus};
-use crate::actors::lease_keeper::{self, LeaseKeeper};
+use crate::actors::lease_keeper::{self, LeaseKeeperAddr};
 use crate::actors::raft::{self, RaftActor};
 use crate::apply::Reply;
 use crate::base::clock::Clock;
@@ -47,6 +47,8 @@ pub struct Shared {
     pub cluster_id: ClusterId,
     pub ids: Ids,
     standing: ArcSwap<Standing>,
+    /// The newest term in which this member led when it applied the term's empty entry.
+    promoted: AtomicU64,
     applied: watch::Sender<u64>,
     members: ArcSwap<Members>,
     alarms: ArcSwap<Vec<rpc::AlarmMember>>,
@@ -70,6 +72,7 @@ impl Shared {
             cluster_id,
             ids: Ids::new(member_id, unix),
             standing: ArcSwap::default(),
+            promoted: AtomicU64::new(0),
             applied: watch::Sender::new(applied),
             members: ArcSwap::from_pointee(members),
             alarms: ArcSwap::from_pointee(alarms),
@@ -87,6 +90,18 @@ impl Shared {
     /// RaftActor only.
     pub fn publish_standing(&self, standing: Standing) {
         self.standing.store(Arc::new(standing));
+    }
+
+    /// The term in which this member leads, once it has applied everything before its leadership.
+    pub fn promoted_term(&self) -> Option<u64> {
+        let standing = self.standing();
+        let promoted = self.promoted.load(Ordering::Acquire);
+        (standing.is_leader && standing.term == promoted).then_some(promoted)
+    }
+
+    /// StoreActor only, before it tells anyone.
+    pub fn publish_promoted(&self, term: u64) {
+        self.promoted.store(term, Ordering::Release);
     }
 
     /// Index of the newest applied entry.
@@ -158,7 +173,7 @@ pub trait LeaseForward: Send + Sync + 'static {
 pub struct Core {
     pub shared: Arc<Shared>,
     pub raft: Addr<RaftActor>,
-    pub lease_keeper: Addr<LeaseKeeper>,
+    pub lease_keeper: LeaseKeeperAddr,
     pub leases: LeaseReader,
     pub forward: Arc<dyn LeaseForward>,
     pub clock: Arc<dyn Clock>,

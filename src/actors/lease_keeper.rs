@@ -1,12 +1,14 @@
-//! LeaseKeeper: deadlines of leases, while this member leads. Derived: rebuilt from what StoreActor
-//! tells; the leases themselves live in the replicated machine.
+//! LeaseKeeper: deadlines of leases, while this member leads. Derived: the leases themselves live in
+//! the replicated machine, whose published view it starts from, again after a panic.
 
 use crate::actors::core::Shared;
+use crate::actors::rt::{Handles, Life, Restartable, Supervised};
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
 use crate::base::ids::LeaseId;
+use crate::lease::LeaseReader;
 use crate::pb::etcdserverpb as rpc;
-use actix::{Actor, AsyncContext, Context, Handler, Message};
+use actix::{Addr, Message};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
@@ -87,19 +89,42 @@ pub struct LeaseKeeper {
     clock: Arc<dyn Clock>,
 }
 
+/// How others reach it.
+pub type LeaseKeeperAddr = Addr<Supervised<LeaseKeeper>>;
+
 impl LeaseKeeper {
-    /// Starts with the recovered leases, leading nothing.
+    /// Starts from the published leases. What StoreActor told and this has not yet seen is in the
+    /// view already, and comes again without harm. Where this member leads and was promoted, every
+    /// lease gets its time anew, as after an election.
     pub fn new(
-        leases: Vec<(LeaseId, i64)>,
+        leases: &LeaseReader,
         extension: Duration,
         shared: Arc<Shared>,
         clock: Arc<dyn Clock>,
     ) -> LeaseKeeper {
-        let leases = leases
-            .into_iter()
-            .map(|(id, ttl)| (id, Entry { ttl, deadline: None, revoking: false }))
-            .collect();
-        LeaseKeeper { leases, queue: BinaryHeap::new(), leading: None, extension, shared, clock }
+        let entry =
+            |id| Some((id, Entry { ttl: leases.get(id)?, deadline: None, revoking: false }));
+        let mut keeper = LeaseKeeper {
+            leases: leases.list().into_iter().filter_map(entry).collect(),
+            queue: BinaryHeap::new(),
+            leading: None,
+            extension,
+            shared,
+            clock,
+        };
+        if let Some(term) = keeper.shared.promoted_term() {
+            keeper.promote(term);
+        }
+        keeper
+    }
+
+    fn promote(&mut self, term: u64) {
+        self.leading = Some(term);
+        self.queue.clear();
+        let ids: Vec<LeaseId> = self.leases.keys().copied().collect();
+        for id in ids {
+            self.set_deadline(id, self.extension);
+        }
     }
 
     fn set_deadline(&mut self, id: LeaseId, extension: Duration) {
@@ -145,27 +170,24 @@ impl LeaseKeeper {
         }
     }
 
-    fn arm(&self, ctx: &mut Context<Self>) {
-        ctx.run_later(EXPIRY_INTERVAL, |actor, ctx| {
-            actor.look();
-            actor.arm(ctx);
+    fn arm(life: &mut Life<'_, Self>) {
+        life.later(EXPIRY_INTERVAL, |keeper, life| {
+            keeper.look();
+            Self::arm(life);
         });
     }
 }
 
-impl Actor for LeaseKeeper {
-    type Context = Context<Self>;
+impl Restartable for LeaseKeeper {
+    const NAME: &'static str = "LeaseKeeper";
 
-    fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(crate::base::limits::RAFT_MAILBOX_MAX);
-        self.arm(ctx);
+    fn started(&mut self, life: &mut Life<'_, Self>) {
+        Self::arm(life);
     }
 }
 
-impl Handler<Granted> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, Granted { id, ttl }: Granted, _: &mut Self::Context) {
+impl Handles<Granted> for LeaseKeeper {
+    fn handle(&mut self, Granted { id, ttl }: Granted, _: &mut Life<'_, Self>) {
         self.leases.insert(id, Entry { ttl, deadline: None, revoking: false });
         if self.leading.is_some() {
             self.set_deadline(id, Duration::ZERO);
@@ -173,40 +195,27 @@ impl Handler<Granted> for LeaseKeeper {
     }
 }
 
-impl Handler<Revoked> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, Revoked { id }: Revoked, _: &mut Self::Context) {
+impl Handles<Revoked> for LeaseKeeper {
+    fn handle(&mut self, Revoked { id }: Revoked, _: &mut Life<'_, Self>) {
         self.leases.remove(&id);
     }
 }
 
-impl Handler<Promoted> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, Promoted { term }: Promoted, _: &mut Self::Context) {
-        self.leading = Some(term);
-        self.queue.clear();
-        let ids: Vec<LeaseId> = self.leases.keys().copied().collect();
-        for id in ids {
-            self.set_deadline(id, self.extension);
-        }
+impl Handles<Promoted> for LeaseKeeper {
+    fn handle(&mut self, Promoted { term }: Promoted, _: &mut Life<'_, Self>) {
+        self.promote(term);
     }
 }
 
-impl Handler<Demoted> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, _: Demoted, _: &mut Self::Context) {
+impl Handles<Demoted> for LeaseKeeper {
+    fn handle(&mut self, _: Demoted, _: &mut Life<'_, Self>) {
         self.leading = None;
         self.queue.clear();
     }
 }
 
-impl Handler<Renew> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, Renew { id, reply }: Renew, _: &mut Self::Context) {
+impl Handles<Renew> for LeaseKeeper {
+    fn handle(&mut self, Renew { id, reply }: Renew, _: &mut Life<'_, Self>) {
         let answer = match (self.leading, self.leases.get(&id)) {
             (None, _) => Err(Error::NotLeader),
             (Some(_), None) => Err(Error::LeaseNotFound),
@@ -220,10 +229,8 @@ impl Handler<Renew> for LeaseKeeper {
     }
 }
 
-impl Handler<Remaining> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, Remaining { id, reply }: Remaining, _: &mut Self::Context) {
+impl Handles<Remaining> for LeaseKeeper {
+    fn handle(&mut self, Remaining { id, reply }: Remaining, _: &mut Life<'_, Self>) {
         let now = self.clock.now();
         let answer = match (self.leading, self.leases.get(&id)) {
             (None, _) => Err(Error::NotLeader),
@@ -238,10 +245,8 @@ impl Handler<Remaining> for LeaseKeeper {
     }
 }
 
-impl Handler<ByDeadline> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, ByDeadline(reply): ByDeadline, _: &mut Self::Context) {
+impl Handles<ByDeadline> for LeaseKeeper {
+    fn handle(&mut self, ByDeadline(reply): ByDeadline, _: &mut Life<'_, Self>) {
         let mut leases: Vec<(bool, Option<Instant>, i64)> = self
             .leases
             .iter()

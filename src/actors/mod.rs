@@ -2,7 +2,7 @@
 //! (propose, read index, step) and LeaseKeeper (renew, remaining); RaftActor tells StoreActor
 //! (register, apply) and LeaseKeeper (demoted); StoreActor tells RaftActor (applied) and
 //! LeaseKeeper (leases, promoted); LeaseKeeper tells RaftActor (propose revoke). Nobody waits.
-//! Uses: apply, base, cluster, mvcc, obs, pb, raft, storage
+//! Uses: apply, base, cluster, lease, mvcc, obs, pb, raft, storage
 
 pub mod core;
 pub mod handle;

@@ -2,7 +2,7 @@
 //! one flush proposes, saves and sends for all of them.
 
 use crate::actors::core::Shared;
-use crate::actors::lease_keeper::{self, LeaseKeeper};
+use crate::actors::lease_keeper::{self, LeaseKeeperAddr};
 use crate::actors::rt;
 use crate::actors::store::{self, StoreActor, Waiter};
 use crate::base::clock::Clock;
@@ -101,7 +101,7 @@ pub struct Parts {
     pub driver: Driver<WalReader>,
     pub wal: Wal,
     pub store: Addr<StoreActor>,
-    pub lease_keeper: Addr<LeaseKeeper>,
+    pub lease_keeper: LeaseKeeperAddr,
     pub peers: Box<dyn Peers>,
     pub shared: Arc<Shared>,
     pub clock: Arc<dyn Clock>,

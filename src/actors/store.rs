@@ -2,7 +2,7 @@
 //! apply, publish the view, tell the others, reply, tell RaftActor.
 
 use crate::actors::core::Shared;
-use crate::actors::lease_keeper::{self, LeaseKeeper};
+use crate::actors::lease_keeper::{self, LeaseKeeper, LeaseKeeperAddr};
 use crate::actors::raft::{self, RaftActor};
 use crate::actors::rt;
 use crate::apply::{Applied, Effect, Machine, Reply};
@@ -91,7 +91,7 @@ pub struct Stop(pub oneshot::Sender<()>);
 #[rtype(result = "()")]
 pub struct Connect {
     pub raft: Addr<RaftActor>,
-    pub lease_keeper: Addr<LeaseKeeper>,
+    pub lease_keeper: LeaseKeeperAddr,
 }
 
 #[derive(Message)]
@@ -104,7 +104,7 @@ pub struct StoreActor {
     members: Members,
     shared: Arc<Shared>,
     raft: Option<Addr<RaftActor>>,
-    lease_keeper: Option<Addr<LeaseKeeper>>,
+    lease_keeper: Option<LeaseKeeperAddr>,
     waiters: HashMap<u64, Waiter>,
     compacting: bool,
     /// Replies to physical compactions, held until the rows are gone.
@@ -136,6 +136,7 @@ impl StoreActor {
                 self.machine.skip(entry.index, entry.term);
                 let standing = self.shared.standing();
                 if standing.is_leader && standing.term == entry.term {
+                    self.shared.publish_promoted(entry.term);
                     self.tell_lease_keeper(lease_keeper::Promoted { term: entry.term });
                 }
             }
@@ -202,9 +203,8 @@ impl StoreActor {
 
     fn tell_lease_keeper<M>(&self, message: M)
     where
-        M: Message + Send + 'static,
-        M::Result: Send,
-        LeaseKeeper: Handler<M>,
+        M: Message<Result = ()> + Send + 'static,
+        LeaseKeeper: rt::Handles<M>,
     {
         if let Some(keeper) = &self.lease_keeper {
             keeper.do_send(message);
