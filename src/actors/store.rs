@@ -7,6 +7,7 @@ use crate::actors::raft::{self, RaftActor};
 use crate::actors::rt;
 use crate::apply::{Applied, Effect, Machine, Reply};
 use crate::base::error::Result;
+use crate::base::failpoint;
 use crate::base::ids::MemberId;
 use crate::cluster::members::{Members, PeerChange};
 use crate::mvcc::CompactProgress;
@@ -226,6 +227,7 @@ impl StoreActor {
         if !self.compacting {
             return;
         }
+        failpoint::hit(failpoint::COMPACT_STEP);
         match self.machine.compact_step(COMPACT_STEP_ROWS) {
             Ok(CompactProgress::More) => {
                 ctx.notify_later(CompactStep, COMPACT_STEP_PAUSE);
@@ -297,6 +299,7 @@ impl Handler<Apply> for StoreActor {
         let mut changes = Vec::new();
         rt::or_abort("StoreActor", || {
             for entry in &entries {
+                failpoint::hit(failpoint::STORE_APPLY);
                 let normal = entry.entry_type == EntryType::EntryNormal as i32;
                 self.apply(entry, &mut changes);
                 debug_assert!(normal || entry.entry_type > 0);

@@ -1,11 +1,12 @@
 //! etcd's write-ahead log, byte for byte: it is the raft log, and etcd's own tools read it.
-//! Uses: pb
+//! Uses: base, pb
 
 mod reader;
 mod record;
 #[cfg(test)]
 mod tests;
 
+use crate::base::failpoint;
 use crate::pb::raftpb::{Entry, HardState};
 use parking_lot::RwLock;
 use reader::{Frame, Frames, Segment, Sparse};
@@ -370,7 +371,7 @@ impl Wal {
     /// Makes everything saved durable.
     pub fn sync(&mut self) -> Result<(), WalError> {
         self.check_poison()?;
-        let result = self.tail.file.sync_data().map_err(|e| self.tail.io(e));
+        let result = self.sync_tail();
         self.poison_on_error(result)
     }
 
@@ -441,7 +442,10 @@ impl Wal {
             });
             self.state = *state;
         }
-        self.tail.file.write_all_at(&self.buf, self.offset).map_err(|e| self.tail.io(e))?;
+        failpoint::io(failpoint::WAL_WRITE)
+            .and_then(|()| self.tail.file.write_all_at(&self.buf, self.offset))
+            .map_err(|e| self.tail.io(e))?;
+        failpoint::hit(failpoint::WAL_WRITTEN);
         self.offset += self.buf.len() as u64;
         self.crc = crc;
         {
@@ -455,17 +459,23 @@ impl Wal {
         if self.offset >= self.segment_bytes {
             self.cut()
         } else if sync {
-            self.tail.file.sync_data().map_err(|e| self.tail.io(e))
+            self.sync_tail()
         } else {
             Ok(())
         }
+    }
+
+    fn sync_tail(&self) -> Result<(), WalError> {
+        failpoint::io(failpoint::WAL_SYNC)
+            .and_then(|()| self.tail.file.sync_data())
+            .map_err(|e| self.tail.io(e))
     }
 
     /// Closes the segment and goes on in a new one, which gets its name only when its head is
     /// durable.
     fn cut(&mut self) -> Result<(), WalError> {
         self.tail.file.set_len(self.offset).map_err(|e| self.tail.io(e))?;
-        self.tail.file.sync_data().map_err(|e| self.tail.io(e))?;
+        self.sync_tail()?;
         let last = self.sparse.read().last;
         let seq = self.tail.seq + 1;
         let path = self.dir.join(segment_name(seq, last + 1));
