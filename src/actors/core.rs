@@ -147,13 +147,27 @@ impl Shared {
     }
 
     /// Proposes without waiting for the outcome.
-    pub fn propose_quietly(&self, mut request: rpc::InternalRaftRequest) {
-        let id = self.ids.next();
-        request.header.get_or_insert_with(Default::default).id = id;
+    pub fn propose_quietly(&self, request: rpc::InternalRaftRequest) {
         let Some(raft) = self.raft.get() else {
             return;
         };
-        raft.do_send(raft::Propose { id, data: request.encode_to_vec().into(), reply: None });
+        let (id, data) = self.encode(request);
+        raft.do_send(raft::Propose { id, data, reply: None });
+    }
+
+    /// Proposes what only the leader of `term` may propose, if this member is that.
+    pub fn propose_as_leader(&self, term: u64, requests: Vec<rpc::InternalRaftRequest>) {
+        let Some(raft) = self.raft.get() else {
+            return;
+        };
+        let payloads = requests.into_iter().map(|request| self.encode(request).1).collect();
+        raft.do_send(raft::ProposeAsLeader { term, payloads });
+    }
+
+    fn encode(&self, mut request: rpc::InternalRaftRequest) -> (u64, bytes::Bytes) {
+        let id = self.ids.next();
+        request.header.get_or_insert_with(Default::default).id = id;
+        (id, request.encode_to_vec().into())
     }
 }
 

@@ -5,6 +5,7 @@ use crate::actors::core::Shared;
 use crate::actors::rt::{Handles, Life, Restartable, Supervised};
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
+use crate::base::failpoint;
 use crate::base::ids::LeaseId;
 use crate::lease::LeaseReader;
 use crate::pb::etcdserverpb as rpc;
@@ -73,7 +74,7 @@ pub struct ByDeadline(pub oneshot::Sender<Vec<i64>>);
 struct Entry {
     ttl: i64,
     deadline: Option<Instant>,
-    /// Its revoke is on the way: it cannot be renewed any more.
+    /// Its revoke is on the way: it cannot be renewed any more, unless leadership ends before.
     revoking: bool,
 }
 
@@ -82,6 +83,9 @@ pub struct LeaseKeeper {
     leases: HashMap<LeaseId, Entry>,
     /// (deadline, id), with stale pairs among them: the table decides.
     queue: BinaryHeap<Reverse<(Instant, LeaseId)>>,
+    /// Renewals of leases whose revoke is on the way: answered when it has come through, or when
+    /// leadership ends, so that the lease is renewed at the next leader.
+    late_renewals: Vec<(LeaseId, oneshot::Sender<Result<i64>>)>,
     leading: Option<u64>,
     /// A new leader gives every lease this much more, since it may have missed renewals.
     extension: Duration,
@@ -107,6 +111,7 @@ impl LeaseKeeper {
         let mut keeper = LeaseKeeper {
             leases: leases.list().into_iter().filter_map(entry).collect(),
             queue: BinaryHeap::new(),
+            late_renewals: Vec::new(),
             leading: None,
             extension,
             shared,
@@ -119,11 +124,22 @@ impl LeaseKeeper {
     }
 
     fn promote(&mut self, term: u64) {
+        self.stop_revoking();
         self.leading = Some(term);
-        self.queue.clear();
         let ids: Vec<LeaseId> = self.leases.keys().copied().collect();
         for id in ids {
             self.set_deadline(id, self.extension);
+        }
+    }
+
+    /// Revokes on the way belong to a leadership that is over.
+    fn stop_revoking(&mut self) {
+        self.queue.clear();
+        for entry in self.leases.values_mut() {
+            entry.revoking = false;
+        }
+        for (_, reply) in self.late_renewals.drain(..) {
+            let _ = reply.send(Err(Error::NotLeader));
         }
     }
 
@@ -138,6 +154,8 @@ impl LeaseKeeper {
     }
 
     fn look(&mut self) {
+        failpoint::hit(failpoint::LEASE_LOOK);
+        self.late_renewals.retain(|(_, reply)| !reply.is_closed());
         let Some(term) = self.leading else {
             return;
         };
@@ -146,27 +164,32 @@ impl LeaseKeeper {
             return;
         }
         let now = self.clock.now();
-        for _ in 0..REVOKES_PER_LOOK {
+        let mut revokes = Vec::new();
+        while revokes.len() < REVOKES_PER_LOOK {
             let Some(Reverse((deadline, id))) = self.queue.peek().copied() else {
-                return;
+                break;
             };
             if deadline > now {
-                return;
+                break;
             }
             self.queue.pop();
-            if self.leases.get(&id).and_then(|entry| entry.deadline) != Some(deadline) {
+            let Some(entry) = self.leases.get_mut(&id) else {
+                continue;
+            };
+            if entry.deadline != Some(deadline) {
                 continue;
             }
             let retry = now + REVOKE_RETRY;
-            if let Some(entry) = self.leases.get_mut(&id) {
-                entry.deadline = Some(retry);
-                entry.revoking = true;
-            }
+            entry.deadline = Some(retry);
+            entry.revoking = true;
             self.queue.push(Reverse((retry, id)));
-            self.shared.propose_quietly(rpc::InternalRaftRequest {
+            revokes.push(rpc::InternalRaftRequest {
                 lease_revoke: Some(rpc::LeaseRevokeRequest { id: id.0 }),
                 ..rpc::InternalRaftRequest::default()
             });
+        }
+        if !revokes.is_empty() {
+            self.shared.propose_as_leader(term, revokes);
         }
     }
 
@@ -198,6 +221,9 @@ impl Handles<Granted> for LeaseKeeper {
 impl Handles<Revoked> for LeaseKeeper {
     fn handle(&mut self, Revoked { id }: Revoked, _: &mut Life<'_, Self>) {
         self.leases.remove(&id);
+        for (_, reply) in self.late_renewals.extract_if(.., |(late, _)| *late == id) {
+            let _ = reply.send(Err(Error::LeaseNotFound));
+        }
     }
 }
 
@@ -210,7 +236,7 @@ impl Handles<Promoted> for LeaseKeeper {
 impl Handles<Demoted> for LeaseKeeper {
     fn handle(&mut self, _: Demoted, _: &mut Life<'_, Self>) {
         self.leading = None;
-        self.queue.clear();
+        self.stop_revoking();
     }
 }
 
@@ -219,7 +245,10 @@ impl Handles<Renew> for LeaseKeeper {
         let answer = match (self.leading, self.leases.get(&id)) {
             (None, _) => Err(Error::NotLeader),
             (Some(_), None) => Err(Error::LeaseNotFound),
-            (Some(_), Some(entry)) if entry.revoking => Err(Error::LeaseNotFound),
+            (Some(_), Some(entry)) if entry.revoking => {
+                self.late_renewals.push((id, reply));
+                return;
+            }
             (Some(_), Some(entry)) => Ok(entry.ttl),
         };
         if answer.is_ok() {

@@ -2,11 +2,13 @@
 //! one flush proposes, saves and sends for all of them.
 
 use crate::actors::core::Shared;
+use crate::actors::leader_only::LeaderOnly;
 use crate::actors::lease_keeper::{self, LeaseKeeperAddr};
 use crate::actors::rt;
 use crate::actors::store::{self, StoreActor, Waiter};
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
+use crate::base::failpoint;
 use crate::base::ids::MemberId;
 use crate::base::limits;
 use crate::cluster::members::PeerChange;
@@ -52,6 +54,15 @@ pub struct Propose {
     pub data: Bytes,
     /// `None` if nobody waits for the outcome.
     pub reply: Option<Waiter>,
+}
+
+/// Proposes what only the leader of `term` may propose; dropped, never forwarded, unless this
+/// member is shown to lead in that term after the message arrived.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ProposeAsLeader {
+    pub term: u64,
+    pub payloads: Vec<Bytes>,
 }
 
 /// Asks for an index that everything committed before the call lies at or below.
@@ -113,6 +124,7 @@ pub struct RaftActor {
     parts: Parts,
     standing: Standing,
     proposals: VecDeque<Propose>,
+    leader_only: LeaderOnly,
     round: Option<Round>,
     next_round: Vec<oneshot::Sender<Result<u64>>>,
     armed: bool,
@@ -130,6 +142,7 @@ impl RaftActor {
         RaftActor {
             standing: Standing::default(),
             proposals: VecDeque::new(),
+            leader_only: LeaderOnly::default(),
             round: None,
             next_round: Vec::new(),
             armed: false,
@@ -198,8 +211,10 @@ impl RaftActor {
     }
 
     fn flush(&mut self) {
+        failpoint::hit(failpoint::RAFT_FLUSH);
         self.propose();
         self.read_index();
+        self.confirm_leadership();
         while let Some(work) = self.parts.driver.work() {
             if !work.messages.is_empty() {
                 self.parts.peers.send(work.messages.clone());
@@ -231,9 +246,11 @@ impl RaftActor {
             }
             for (context, index) in work.read_states {
                 self.answer_round(context, index);
+                self.propose_as_leader(context);
             }
             self.propose();
             self.read_index();
+            self.confirm_leadership();
         }
         self.follow_standing();
     }
@@ -290,6 +307,24 @@ impl RaftActor {
             waiters: std::mem::take(&mut self.next_round),
         });
         self.parts.driver.read_index(context);
+    }
+
+    fn confirm_leadership(&mut self) {
+        if self.leader_only.is_idle() || !self.parts.driver.can_read_index() {
+            return;
+        }
+        let context = self.parts.shared.ids.next();
+        if self.leader_only.ask(self.parts.driver.standing(), self.parts.clock.now(), context) {
+            self.parts.driver.read_index(context);
+        }
+    }
+
+    fn propose_as_leader(&mut self, context: u64) {
+        let payloads = self.leader_only.confirmed(context, self.parts.driver.standing());
+        if !payloads.is_empty() {
+            // A refusal is as good as a lost proposal: whoever asked asks again.
+            let _ = self.parts.driver.propose(payloads);
+        }
     }
 
     fn answer_round(&mut self, context: u64, index: u64) {
@@ -371,6 +406,15 @@ impl Handler<Propose> for RaftActor {
     }
 }
 
+impl Handler<ProposeAsLeader> for RaftActor {
+    type Result = ();
+
+    fn handle(&mut self, message: ProposeAsLeader, ctx: &mut Self::Context) {
+        self.leader_only.push(message.term, message.payloads);
+        self.arm(ctx);
+    }
+}
+
 impl Handler<ReadIndex> for RaftActor {
     type Result = ();
 
@@ -398,7 +442,7 @@ impl Handler<Unreachable> for RaftActor {
     type Result = ();
 
     fn handle(&mut self, Unreachable(id): Unreachable, ctx: &mut Self::Context) {
-        self.parts.driver.report_unreachable(id);
+        rt::or_abort("RaftActor", || self.parts.driver.report_unreachable(id));
         self.arm(ctx);
     }
 }
