@@ -22,6 +22,20 @@ fn main() {
             for note in &config.startup_notes {
                 rusd::obs::log::write_note(note, &config.log);
             }
+            match rusd::base::failpoint::setup() {
+                Ok(None) => {}
+                Ok(Some(asked)) => tracing::warn!(failpoints = asked, "failpoints are set up"),
+                Err(error) => {
+                    tracing::error!(%error, "failed to start or run the member");
+                    std::process::exit(1);
+                }
+            }
+            // In the log's shape, with the place; the thread's owner says what follows from it.
+            std::panic::set_hook(Box::new(|panic| {
+                let location = panic.location().map(ToString::to_string).unwrap_or_default();
+                let text = rusd::actors::rt::panic_text(panic.payload());
+                tracing::error!(location, panic = text, "a thread panicked");
+            }));
             rusd::node::run(*config)
         }
         Command::Print(text) => {

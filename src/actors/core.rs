@@ -2,7 +2,7 @@
 
 use crate::actors::handle::{Answer, Node, RaftStatus};
 use crate::actors::inbox::{Ask, Inbox, Propose};
-use crate::actors::lease_keeper::{self, LeaseKeeper};
+use crate::actors::lease_keeper::{self, LeaseKeeperAddr};
 use crate::apply::Reply;
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
@@ -11,7 +11,6 @@ use crate::cluster::members::Members;
 use crate::lease::LeaseReader;
 use crate::pb::etcdserverpb as rpc;
 use crate::raft::driver::Standing;
-use actix::Addr;
 use arc_swap::ArcSwap;
 use prost::Message as _;
 use std::sync::Arc;
@@ -47,6 +46,8 @@ pub struct Shared {
     pub cluster_id: ClusterId,
     pub ids: Ids,
     standing: ArcSwap<Standing>,
+    /// The newest term in which this member led when it applied the term's empty entry.
+    promoted: AtomicU64,
     applied: watch::Sender<u64>,
     members: ArcSwap<Members>,
     alarms: ArcSwap<Vec<rpc::AlarmMember>>,
@@ -72,6 +73,7 @@ impl Shared {
             cluster_id,
             ids: Ids::new(member_id, unix),
             standing: ArcSwap::default(),
+            promoted: AtomicU64::new(0),
             applied: watch::Sender::new(applied),
             members: ArcSwap::from_pointee(members),
             alarms: ArcSwap::from_pointee(alarms),
@@ -89,6 +91,18 @@ impl Shared {
     /// RaftActor only.
     pub fn publish_standing(&self, standing: Standing) {
         self.standing.store(Arc::new(standing));
+    }
+
+    /// The term in which this member leads, once it has applied everything before its leadership.
+    pub fn promoted_term(&self) -> Option<u64> {
+        let standing = self.standing();
+        let promoted = self.promoted.load(Ordering::Acquire);
+        (standing.is_leader && standing.term == promoted).then_some(promoted)
+    }
+
+    /// StoreActor only, before it tells anyone.
+    pub fn publish_promoted(&self, term: u64) {
+        self.promoted.store(term, Ordering::Release);
     }
 
     /// Index of the newest applied entry.
@@ -128,12 +142,23 @@ impl Shared {
     }
 
     /// Proposes without waiting for the outcome.
-    pub fn propose_quietly(&self, mut request: rpc::InternalRaftRequest) {
-        let id = self.ids.next();
-        request.header.get_or_insert_with(Default::default).id = id;
-        let data = request.encode_to_vec().into();
+    pub fn propose_quietly(&self, request: rpc::InternalRaftRequest) {
+        let (id, data) = self.encode(request);
         // A full queue or a stop: who proposes quietly proposes again.
         let _ = self.inbox.ask(Ask::Propose(Propose { id, data, reply: None }));
+    }
+
+    /// Proposes what only the leader of `term` may propose, if this member is that.
+    pub fn propose_as_leader(&self, term: u64, requests: Vec<rpc::InternalRaftRequest>) {
+        let payloads = requests.into_iter().map(|request| self.encode(request).1).collect();
+        // As above.
+        let _ = self.inbox.ask(Ask::ProposeAsLeader { term, payloads });
+    }
+
+    fn encode(&self, mut request: rpc::InternalRaftRequest) -> (u64, bytes::Bytes) {
+        let id = self.ids.next();
+        request.header.get_or_insert_with(Default::default).id = id;
+        (id, request.encode_to_vec().into())
     }
 }
 
@@ -152,7 +177,7 @@ pub trait LeaseForward: Send + Sync + 'static {
 /// The node as edges hold it.
 pub struct Core {
     pub shared: Arc<Shared>,
-    pub lease_keeper: Addr<LeaseKeeper>,
+    pub lease_keeper: LeaseKeeperAddr,
     pub leases: LeaseReader,
     pub forward: Arc<dyn LeaseForward>,
     pub clock: Arc<dyn Clock>,

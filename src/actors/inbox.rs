@@ -25,6 +25,9 @@ pub enum Ask {
     Propose(Propose),
     /// An index that everything committed before the call lies at or below.
     ReadIndex(oneshot::Sender<Result<u64>>),
+    /// Propose what only the leader of `term` may propose; dropped, never forwarded, unless this
+    /// member is shown to lead in that term after the message arrived.
+    ProposeAsLeader { term: u64, payloads: Vec<Bytes> },
 }
 
 /// The asking end.

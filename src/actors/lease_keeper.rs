@@ -1,12 +1,15 @@
-//! LeaseKeeper: deadlines of leases, while this member leads. Derived: rebuilt from what StoreActor
-//! tells; the leases themselves live in the replicated machine.
+//! LeaseKeeper: deadlines of leases, while this member leads. Derived: the leases themselves live in
+//! the replicated machine, whose published view it starts from, again after a panic.
 
 use crate::actors::core::Shared;
+use crate::actors::rt::{Handles, Life, Restartable, Supervised};
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
+use crate::base::failpoint;
 use crate::base::ids::LeaseId;
+use crate::lease::LeaseReader;
 use crate::pb::etcdserverpb as rpc;
-use actix::{Actor, AsyncContext, Context, Handler, Message};
+use actix::{Addr, Message};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
@@ -71,7 +74,7 @@ pub struct ByDeadline(pub oneshot::Sender<Vec<i64>>);
 struct Entry {
     ttl: i64,
     deadline: Option<Instant>,
-    /// Its revoke is on the way: it cannot be renewed any more.
+    /// Its revoke is on the way: it cannot be renewed any more, unless leadership ends before.
     revoking: bool,
 }
 
@@ -80,6 +83,9 @@ pub struct LeaseKeeper {
     leases: HashMap<LeaseId, Entry>,
     /// (deadline, id), with stale pairs among them: the table decides.
     queue: BinaryHeap<Reverse<(Instant, LeaseId)>>,
+    /// Renewals of leases whose revoke is on the way: answered when it has come through, or when
+    /// leadership ends, so that the lease is renewed at the next leader.
+    late_renewals: Vec<(LeaseId, oneshot::Sender<Result<i64>>)>,
     leading: Option<u64>,
     /// A new leader gives every lease this much more, since it may have missed renewals.
     extension: Duration,
@@ -87,19 +93,54 @@ pub struct LeaseKeeper {
     clock: Arc<dyn Clock>,
 }
 
+/// How others reach it.
+pub type LeaseKeeperAddr = Addr<Supervised<LeaseKeeper>>;
+
 impl LeaseKeeper {
-    /// Starts with the recovered leases, leading nothing.
+    /// Starts from the published leases. What StoreActor told and this has not yet seen is in the
+    /// view already, and comes again without harm. Where this member leads and was promoted, every
+    /// lease gets its time anew, as after an election.
     pub fn new(
-        leases: Vec<(LeaseId, i64)>,
+        leases: &LeaseReader,
         extension: Duration,
         shared: Arc<Shared>,
         clock: Arc<dyn Clock>,
     ) -> LeaseKeeper {
-        let leases = leases
-            .into_iter()
-            .map(|(id, ttl)| (id, Entry { ttl, deadline: None, revoking: false }))
-            .collect();
-        LeaseKeeper { leases, queue: BinaryHeap::new(), leading: None, extension, shared, clock }
+        let entry =
+            |id| Some((id, Entry { ttl: leases.get(id)?, deadline: None, revoking: false }));
+        let mut keeper = LeaseKeeper {
+            leases: leases.list().into_iter().filter_map(entry).collect(),
+            queue: BinaryHeap::new(),
+            late_renewals: Vec::new(),
+            leading: None,
+            extension,
+            shared,
+            clock,
+        };
+        if let Some(term) = keeper.shared.promoted_term() {
+            keeper.promote(term);
+        }
+        keeper
+    }
+
+    fn promote(&mut self, term: u64) {
+        self.stop_revoking();
+        self.leading = Some(term);
+        let ids: Vec<LeaseId> = self.leases.keys().copied().collect();
+        for id in ids {
+            self.set_deadline(id, self.extension);
+        }
+    }
+
+    /// Revokes on the way belong to a leadership that is over.
+    fn stop_revoking(&mut self) {
+        self.queue.clear();
+        for entry in self.leases.values_mut() {
+            entry.revoking = false;
+        }
+        for (_, reply) in self.late_renewals.drain(..) {
+            let _ = reply.send(Err(Error::NotLeader));
+        }
     }
 
     fn set_deadline(&mut self, id: LeaseId, extension: Duration) {
@@ -113,6 +154,8 @@ impl LeaseKeeper {
     }
 
     fn look(&mut self) {
+        failpoint::hit(failpoint::LEASE_LOOK);
+        self.late_renewals.retain(|(_, reply)| !reply.is_closed());
         let Some(term) = self.leading else {
             return;
         };
@@ -121,51 +164,53 @@ impl LeaseKeeper {
             return;
         }
         let now = self.clock.now();
-        for _ in 0..REVOKES_PER_LOOK {
+        let mut revokes = Vec::new();
+        while revokes.len() < REVOKES_PER_LOOK {
             let Some(Reverse((deadline, id))) = self.queue.peek().copied() else {
-                return;
+                break;
             };
             if deadline > now {
-                return;
+                break;
             }
             self.queue.pop();
-            if self.leases.get(&id).and_then(|entry| entry.deadline) != Some(deadline) {
+            let Some(entry) = self.leases.get_mut(&id) else {
+                continue;
+            };
+            if entry.deadline != Some(deadline) {
                 continue;
             }
             let retry = now + REVOKE_RETRY;
-            if let Some(entry) = self.leases.get_mut(&id) {
-                entry.deadline = Some(retry);
-                entry.revoking = true;
-            }
+            entry.deadline = Some(retry);
+            entry.revoking = true;
             self.queue.push(Reverse((retry, id)));
-            self.shared.propose_quietly(rpc::InternalRaftRequest {
+            revokes.push(rpc::InternalRaftRequest {
                 lease_revoke: Some(rpc::LeaseRevokeRequest { id: id.0 }),
                 ..rpc::InternalRaftRequest::default()
             });
         }
+        if !revokes.is_empty() {
+            self.shared.propose_as_leader(term, revokes);
+        }
     }
 
-    fn arm(&self, ctx: &mut Context<Self>) {
-        ctx.run_later(EXPIRY_INTERVAL, |actor, ctx| {
-            actor.look();
-            actor.arm(ctx);
+    fn arm(life: &mut Life<'_, Self>) {
+        life.later(EXPIRY_INTERVAL, |keeper, life| {
+            keeper.look();
+            Self::arm(life);
         });
     }
 }
 
-impl Actor for LeaseKeeper {
-    type Context = Context<Self>;
+impl Restartable for LeaseKeeper {
+    const NAME: &'static str = "LeaseKeeper";
 
-    fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(crate::base::limits::RAFT_MAILBOX_MAX);
-        self.arm(ctx);
+    fn started(&mut self, life: &mut Life<'_, Self>) {
+        Self::arm(life);
     }
 }
 
-impl Handler<Granted> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, Granted { id, ttl }: Granted, _: &mut Self::Context) {
+impl Handles<Granted> for LeaseKeeper {
+    fn handle(&mut self, Granted { id, ttl }: Granted, _: &mut Life<'_, Self>) {
         self.leases.insert(id, Entry { ttl, deadline: None, revoking: false });
         if self.leading.is_some() {
             self.set_deadline(id, Duration::ZERO);
@@ -173,44 +218,37 @@ impl Handler<Granted> for LeaseKeeper {
     }
 }
 
-impl Handler<Revoked> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, Revoked { id }: Revoked, _: &mut Self::Context) {
+impl Handles<Revoked> for LeaseKeeper {
+    fn handle(&mut self, Revoked { id }: Revoked, _: &mut Life<'_, Self>) {
         self.leases.remove(&id);
-    }
-}
-
-impl Handler<Promoted> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, Promoted { term }: Promoted, _: &mut Self::Context) {
-        self.leading = Some(term);
-        self.queue.clear();
-        let ids: Vec<LeaseId> = self.leases.keys().copied().collect();
-        for id in ids {
-            self.set_deadline(id, self.extension);
+        for (_, reply) in self.late_renewals.extract_if(.., |(late, _)| *late == id) {
+            let _ = reply.send(Err(Error::LeaseNotFound));
         }
     }
 }
 
-impl Handler<Demoted> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, _: Demoted, _: &mut Self::Context) {
-        self.leading = None;
-        self.queue.clear();
+impl Handles<Promoted> for LeaseKeeper {
+    fn handle(&mut self, Promoted { term }: Promoted, _: &mut Life<'_, Self>) {
+        self.promote(term);
     }
 }
 
-impl Handler<Renew> for LeaseKeeper {
-    type Result = ();
+impl Handles<Demoted> for LeaseKeeper {
+    fn handle(&mut self, _: Demoted, _: &mut Life<'_, Self>) {
+        self.leading = None;
+        self.stop_revoking();
+    }
+}
 
-    fn handle(&mut self, Renew { id, reply }: Renew, _: &mut Self::Context) {
+impl Handles<Renew> for LeaseKeeper {
+    fn handle(&mut self, Renew { id, reply }: Renew, _: &mut Life<'_, Self>) {
         let answer = match (self.leading, self.leases.get(&id)) {
             (None, _) => Err(Error::NotLeader),
             (Some(_), None) => Err(Error::LeaseNotFound),
-            (Some(_), Some(entry)) if entry.revoking => Err(Error::LeaseNotFound),
+            (Some(_), Some(entry)) if entry.revoking => {
+                self.late_renewals.push((id, reply));
+                return;
+            }
             (Some(_), Some(entry)) => Ok(entry.ttl),
         };
         if answer.is_ok() {
@@ -220,10 +258,8 @@ impl Handler<Renew> for LeaseKeeper {
     }
 }
 
-impl Handler<Remaining> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, Remaining { id, reply }: Remaining, _: &mut Self::Context) {
+impl Handles<Remaining> for LeaseKeeper {
+    fn handle(&mut self, Remaining { id, reply }: Remaining, _: &mut Life<'_, Self>) {
         let now = self.clock.now();
         let answer = match (self.leading, self.leases.get(&id)) {
             (None, _) => Err(Error::NotLeader),
@@ -238,10 +274,8 @@ impl Handler<Remaining> for LeaseKeeper {
     }
 }
 
-impl Handler<ByDeadline> for LeaseKeeper {
-    type Result = ();
-
-    fn handle(&mut self, ByDeadline(reply): ByDeadline, _: &mut Self::Context) {
+impl Handles<ByDeadline> for LeaseKeeper {
+    fn handle(&mut self, ByDeadline(reply): ByDeadline, _: &mut Life<'_, Self>) {
         let mut leases: Vec<(bool, Option<Instant>, i64)> = self
             .leases
             .iter()

@@ -1,12 +1,13 @@
 //! The actors and the handles by which edges reach them. Who tells whom: edges ask RaftActor
 //! (propose, read index, step) and LeaseKeeper (renew, remaining); RaftActor tells StoreActor
 //! (register, apply) and LeaseKeeper (demoted); StoreActor tells RaftActor (applied) and
-//! LeaseKeeper (leases, promoted); LeaseKeeper tells RaftActor (propose revoke). Nobody waits.
-//! Uses: apply, base, cluster, mvcc, obs, pb, raft, storage
+//! LeaseKeeper (leases, promoted); LeaseKeeper tells RaftActor (propose as leader). Nobody waits.
+//! Uses: apply, base, cluster, lease, mvcc, obs, pb, raft, storage
 
 pub mod core;
 pub mod handle;
 pub mod inbox;
+mod leader_only;
 pub mod lease_keeper;
 pub mod raft;
 pub mod rt;

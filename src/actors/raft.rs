@@ -3,11 +3,13 @@
 
 use crate::actors::core::Shared;
 use crate::actors::inbox::{Ask, Outlet, Propose};
-use crate::actors::lease_keeper::{self, LeaseKeeper};
+use crate::actors::leader_only::LeaderOnly;
+use crate::actors::lease_keeper::{self, LeaseKeeperAddr};
 use crate::actors::rt;
 use crate::actors::store::{self, StoreActor, Waiter};
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
+use crate::base::failpoint;
 use crate::base::ids::MemberId;
 use crate::base::limits;
 use crate::cluster::members::PeerChange;
@@ -94,7 +96,7 @@ pub struct Parts {
     pub wal: Wal,
     pub outlet: Outlet,
     pub store: Addr<StoreActor>,
-    pub lease_keeper: Addr<LeaseKeeper>,
+    pub lease_keeper: LeaseKeeperAddr,
     pub peers: Box<dyn Peers>,
     pub shared: Arc<Shared>,
     pub clock: Arc<dyn Clock>,
@@ -106,6 +108,7 @@ pub struct RaftActor {
     parts: Parts,
     standing: Standing,
     proposals: VecDeque<Propose>,
+    leader_only: LeaderOnly,
     round: Option<Round>,
     next_round: Vec<oneshot::Sender<Result<u64>>>,
     last_tick: Instant,
@@ -122,6 +125,7 @@ impl RaftActor {
         RaftActor {
             standing: Standing::default(),
             proposals: VecDeque::new(),
+            leader_only: LeaderOnly::default(),
             round: None,
             next_round: Vec::new(),
             last_tick: now,
@@ -201,7 +205,13 @@ impl RaftActor {
         let gap_max = self.parts.shared.applied_index() + limits::APPLY_GAP_MAX;
         while let Some(ask) = self.parts.outlet.take() {
             match ask {
-                Ask::ReadIndex(reply) => self.next_round.push(reply),
+                Ask::ReadIndex(reply) if self.next_round.len() < limits::PROPOSALS_PENDING_MAX => {
+                    self.next_round.push(reply);
+                }
+                Ask::ReadIndex(reply) => {
+                    let _ = reply.send(Err(Error::TooManyRequests));
+                }
+                Ask::ProposeAsLeader { term, payloads } => self.leader_only.push(term, payloads),
                 Ask::Propose(proposal)
                     if self.standing.committed <= gap_max
                         && self.proposals.len() < limits::PROPOSALS_PENDING_MAX =>
@@ -217,9 +227,11 @@ impl RaftActor {
     }
 
     fn flush(&mut self) {
+        failpoint::hit(failpoint::RAFT_FLUSH);
         self.take_asks();
         self.propose();
         self.read_index();
+        self.confirm_leadership();
         while let Some(mut work) = self.parts.driver.work() {
             if !work.messages.is_empty() {
                 self.parts.peers.send(std::mem::take(&mut work.messages));
@@ -251,10 +263,12 @@ impl RaftActor {
             }
             for (context, index) in work.read_states {
                 self.answer_round(context, index);
+                self.propose_as_leader(context);
             }
             self.take_asks();
             self.propose();
             self.read_index();
+            self.confirm_leadership();
         }
         self.follow_standing();
     }
@@ -311,6 +325,24 @@ impl RaftActor {
             waiters: std::mem::take(&mut self.next_round),
         });
         self.parts.driver.read_index(context);
+    }
+
+    fn confirm_leadership(&mut self) {
+        if self.leader_only.is_idle() || !self.parts.driver.can_read_index() {
+            return;
+        }
+        let context = self.parts.shared.ids.next();
+        if self.leader_only.ask(self.parts.driver.standing(), self.parts.clock.now(), context) {
+            self.parts.driver.read_index(context);
+        }
+    }
+
+    fn propose_as_leader(&mut self, context: u64) {
+        let payloads = self.leader_only.confirmed(context, self.parts.driver.standing());
+        if !payloads.is_empty() {
+            // A refusal is as good as a lost proposal: whoever asked asks again.
+            let _ = self.parts.driver.propose(payloads);
+        }
     }
 
     fn answer_round(&mut self, context: u64, index: u64) {
@@ -388,7 +420,7 @@ impl Handler<Unreachable> for RaftActor {
     type Result = ();
 
     fn handle(&mut self, Unreachable(id): Unreachable, ctx: &mut Self::Context) {
-        self.parts.driver.report_unreachable(id);
+        rt::or_abort("RaftActor", || self.parts.driver.report_unreachable(id));
         self.arm(ctx);
     }
 }

@@ -2,12 +2,13 @@
 //! apply, publish the view, tell the others, reply, tell RaftActor.
 
 use crate::actors::core::Shared;
-use crate::actors::lease_keeper::{self, LeaseKeeper};
+use crate::actors::lease_keeper::{self, LeaseKeeper, LeaseKeeperAddr};
 use crate::actors::raft::{self, RaftActor};
 use crate::actors::rt;
 use crate::apply::{Applied, Effect, Machine, Reply, describe};
 use crate::base::clock::Clock;
 use crate::base::error::Result;
+use crate::base::failpoint;
 use crate::base::ids::MemberId;
 use crate::cluster::members::{Members, PeerChange};
 use crate::mvcc::CompactProgress;
@@ -102,7 +103,7 @@ pub struct Stop(pub oneshot::Sender<()>);
 #[rtype(result = "()")]
 pub struct Connect {
     pub raft: Addr<RaftActor>,
-    pub lease_keeper: Addr<LeaseKeeper>,
+    pub lease_keeper: LeaseKeeperAddr,
 }
 
 #[derive(Message)]
@@ -116,7 +117,7 @@ pub struct StoreActor {
     shared: Arc<Shared>,
     pace: Pace,
     raft: Option<Addr<RaftActor>>,
-    lease_keeper: Option<Addr<LeaseKeeper>>,
+    lease_keeper: Option<LeaseKeeperAddr>,
     waiters: HashMap<u64, Waiter>,
     /// Answers of the batch at hand; they leave when its effects are published.
     answers: Vec<(Waiter, Result<Reply>)>,
@@ -152,6 +153,7 @@ impl StoreActor {
                 self.machine.skip(entry.index, entry.term);
                 let standing = self.shared.standing();
                 if standing.is_leader && standing.term == entry.term {
+                    self.shared.publish_promoted(entry.term);
                     self.tell_lease_keeper(lease_keeper::Promoted { term: entry.term });
                 }
             }
@@ -243,9 +245,8 @@ impl StoreActor {
 
     fn tell_lease_keeper<M>(&self, message: M)
     where
-        M: Message + Send + 'static,
-        M::Result: Send,
-        LeaseKeeper: Handler<M>,
+        M: Message<Result = ()> + Send + 'static,
+        LeaseKeeper: rt::Handles<M>,
     {
         if let Some(keeper) = &self.lease_keeper {
             keeper.do_send(message);
@@ -267,6 +268,7 @@ impl StoreActor {
         if !self.compacting {
             return;
         }
+        failpoint::hit(failpoint::COMPACT_STEP);
         match self.machine.compact_step(self.pace.compact_rows) {
             Ok(CompactProgress::More) => {
                 ctx.notify_later(CompactStep, self.pace.compact_pause);
@@ -338,6 +340,7 @@ impl Handler<Apply> for StoreActor {
         let mut changes = Vec::new();
         rt::or_abort("StoreActor", || {
             for entry in &entries {
+                failpoint::hit(failpoint::STORE_APPLY);
                 let normal = entry.entry_type == EntryType::EntryNormal as i32;
                 self.apply(entry, &mut changes);
                 debug_assert!(normal || entry.entry_type > 0);

@@ -1,5 +1,12 @@
 //! Every bound of the server, with its reason. No literal bounds elsewhere.
 
+use std::time::Duration;
+
+/// Restarts of one actor within [`ACTOR_RESTART_WINDOW`]; one more ends the process, since an actor
+/// that panics on everything serves nobody.
+pub const ACTOR_RESTARTS_MAX: usize = 5;
+/// How long a restart counts against [`ACTOR_RESTARTS_MAX`].
+pub const ACTOR_RESTART_WINDOW: Duration = Duration::from_secs(60);
 /// Entries that may be committed but not applied before proposals are refused with "too many
 /// requests" (etcd v3.5.17 `server/etcdserver/v3_server.go` maxGapBetweenApplyAndCommitIndex).
 pub const APPLY_GAP_MAX: u64 = 5000;

@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod error;
+pub mod failpoint;
 pub mod ids;
 pub mod limits;
 pub mod url;

@@ -93,12 +93,11 @@ async fn member(config: Config) -> Result<(), String> {
         );
     }
 
-    let granted: Vec<_> =
-        leases.list().into_iter().map(|id| (id, leases.get(id).unwrap_or_default())).collect();
-    let keeper_shared = shared.clone();
+    let (keeper_leases, keeper_shared) = (leases.clone(), shared.clone());
     let keeper_clock = clock.clone();
-    let keeper = LeaseKeeper::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-        LeaseKeeper::new(granted, election_timeout, keeper_shared, keeper_clock)
+    let keeper = rt::supervise(&Arbiter::new().handle(), clock.clone(), move || {
+        let (shared, clock) = (keeper_shared.clone(), keeper_clock.clone());
+        LeaseKeeper::new(&keeper_leases, election_timeout, shared, clock)
     });
     let store_shared = shared.clone();
     let machine = booted.machine;

@@ -254,6 +254,8 @@ table! {
     process_virtual_max: Gauge = "process_virtual_memory_max_bytes", "Virtual memory allowed in bytes.";
     process_resident: IntGauge = "process_resident_memory_bytes", "Resident memory in bytes.";
     process_start: Gauge = "process_start_time_seconds", "Start of the process as Unix time.";
+    // rusd's own.
+    actor_restarts: IntCounterVec = "rusd_actor_restarts_total", "Actors made anew after a panic.", labels["actor"];
     // The handler of this page.
     promhttp_requests: IntCounterVec = "promhttp_metric_handler_requests_total", "Scrapes by status code.", labels["code"];
     promhttp_in_flight: IntGauge = "promhttp_metric_handler_requests_in_flight", "Scrapes being served.";

@@ -9,6 +9,7 @@ mod tests;
 
 pub use open::{EngineError, OpenKind, Opened};
 
+use crate::base::failpoint;
 use crate::base::limits::OVERLAY_BYTES_MAX;
 use crate::mvcc::backend::{Backend, BackendError, Batch, Bucket};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -236,6 +237,7 @@ impl Shared {
 
     /// Commits batches as one, with the number `seq`.
     fn commit(&self, seq: u64, batches: &[Pending]) -> fjall::Result<()> {
+        failpoint::io(failpoint::ENGINE_COMMIT)?;
         // One write per row: the last one wins.
         let mut rows: BTreeMap<&Bytes, &Option<Bytes>> = BTreeMap::new();
         for batch in batches {

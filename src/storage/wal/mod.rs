@@ -1,5 +1,5 @@
 //! etcd's write-ahead log, byte for byte: it is the raft log, and etcd's own tools read it.
-//! Uses: pb
+//! Uses: base, pb
 
 mod files;
 mod reader;
@@ -8,6 +8,7 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
+use crate::base::failpoint;
 use crate::pb::raftpb::{Entry, HardState};
 use files::{create_segment, keep_broken, open_segments, preallocate, segment_name, sync_dir};
 use parking_lot::RwLock;
@@ -303,7 +304,7 @@ impl Wal {
     /// Makes everything saved durable.
     pub fn sync(&mut self) -> Result<(), WalError> {
         self.check_poison()?;
-        let result = self.sync_data(&self.tail);
+        let result = self.sync_tail();
         self.poison_on_error(result)
     }
 
@@ -311,13 +312,6 @@ impl Wal {
     /// What happens once, at opening and to names in the directory, still is.
     pub fn stop_syncing(&mut self) {
         self.no_fsync = true;
-    }
-
-    fn sync_data(&self, segment: &Segment) -> Result<(), WalError> {
-        if self.no_fsync {
-            return Ok(());
-        }
-        segment.file.sync_data().map_err(|e| segment.io(e))
     }
 
     /// A handle that reads the log, for any thread. The locks last as long as any handle.
@@ -387,7 +381,10 @@ impl Wal {
             });
             self.state = *state;
         }
-        self.tail.file.write_all_at(&self.buf, self.offset).map_err(|e| self.tail.io(e))?;
+        failpoint::io(failpoint::WAL_WRITE)
+            .and_then(|()| self.tail.file.write_all_at(&self.buf, self.offset))
+            .map_err(|e| self.tail.io(e))?;
+        failpoint::hit(failpoint::WAL_WRITTEN);
         self.offset += self.buf.len() as u64;
         self.crc = crc;
         {
@@ -401,17 +398,26 @@ impl Wal {
         if self.offset >= self.segment_bytes {
             self.cut()
         } else if sync {
-            self.sync_data(&self.tail)
+            self.sync_tail()
         } else {
             Ok(())
         }
+    }
+
+    fn sync_tail(&self) -> Result<(), WalError> {
+        if self.no_fsync {
+            return Ok(());
+        }
+        failpoint::io(failpoint::WAL_SYNC)
+            .and_then(|()| self.tail.file.sync_data())
+            .map_err(|e| self.tail.io(e))
     }
 
     /// Closes the segment and goes on in a new one, which gets its name only when its head is
     /// durable.
     fn cut(&mut self) -> Result<(), WalError> {
         self.tail.file.set_len(self.offset).map_err(|e| self.tail.io(e))?;
-        self.sync_data(&self.tail)?;
+        self.sync_tail()?;
         let last = self.sparse.read().last;
         let seq = self.tail.seq + 1;
         let path = self.dir.join(segment_name(seq, last + 1));

@@ -2,6 +2,7 @@
 
 use super::*;
 use bytes::Bytes;
+use std::fs::OpenOptions;
 use std::path::Path;
 
 const SMALL: u64 = 4096;

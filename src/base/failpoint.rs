@@ -1,0 +1,74 @@
+//! Named places where a test makes the daemon fail. They are compiled in where the crate `fail` has
+//! its feature `failpoints`, which only tests turn on; elsewhere each call is nothing. Variable
+//! `FAILPOINTS` sets them up: `name=action;…`, with the actions of that crate, such as
+//! `100*off->panic`, `sleep(200)`, `pause`, and for [`io`] `return(EIO)` or `return(ENOSPC)`.
+
+use fail::fail_point;
+use std::io;
+
+/// RaftActor is about to propose, save and send.
+pub const RAFT_FLUSH: &str = "raft-flush";
+/// StoreActor is about to apply an entry.
+pub const STORE_APPLY: &str = "store-apply";
+/// StoreActor is about to remove some rows of a compaction.
+pub const COMPACT_STEP: &str = "compact-step";
+/// LeaseKeeper is about to look for expired leases.
+pub const LEASE_LOOK: &str = "lease-look";
+/// The WAL is about to write records; an error is the write's.
+pub const WAL_WRITE: &str = "wal-write";
+/// The WAL has written records and not synced them.
+pub const WAL_WRITTEN: &str = "wal-written";
+/// The WAL is about to sync; an error is the sync's, a sleep makes the disk slow.
+pub const WAL_SYNC: &str = "wal-sync";
+/// The engine is about to commit rows; an error is the commit's.
+pub const ENGINE_COMMIT: &str = "engine-commit";
+
+/// All names.
+pub const ALL: &[&str] = &[
+    RAFT_FLUSH,
+    STORE_APPLY,
+    COMPACT_STEP,
+    LEASE_LOOK,
+    WAL_WRITE,
+    WAL_WRITTEN,
+    WAL_SYNC,
+    ENGINE_COMMIT,
+];
+
+/// Sets up what `FAILPOINTS` asks for, for the life of the process. A word about it where the
+/// build has failpoints and the variable is set; an unknown name is an error, since a test with a
+/// misspelt one would pass.
+pub fn setup() -> Result<Option<String>, String> {
+    if !fail::has_failpoints() {
+        return Ok(None);
+    }
+    let Ok(asked) = std::env::var("FAILPOINTS") else { return Ok(None) };
+    for point in asked.split(';').filter(|point| !point.is_empty()) {
+        let name = point.split('=').next().unwrap_or_default().trim();
+        if !ALL.contains(&name) {
+            return Err(format!("FAILPOINTS: there is no failpoint {name:?}"));
+        }
+    }
+    // Dropped, it would take the failpoints with it.
+    std::mem::forget(fail::FailScenario::setup());
+    Ok(Some(asked))
+}
+
+/// A place that can panic, sleep or pause.
+#[inline]
+pub fn hit(name: &'static str) {
+    let _ = name;
+    fail_point!(name, |_| ());
+}
+
+/// A place that can also return an error of the system.
+#[inline]
+pub fn io(name: &'static str) -> io::Result<()> {
+    let _ = name;
+    fail_point!(name, |error| {
+        let (eio, enospc) = (5, 28);
+        let errno = if error.as_deref() == Some("ENOSPC") { enospc } else { eio };
+        Err(io::Error::from_raw_os_error(errno))
+    });
+    Ok(())
+}
