@@ -203,7 +203,6 @@ mod tests {
     #[rtype(result = "()")]
     enum Ask {
         Break,
-        ArmTimer,
         Look(oneshot::Sender<(u64, bool)>),
     }
 
@@ -218,23 +217,20 @@ mod tests {
 
         fn started(&mut self, life: &mut Life<'_, Self>) {
             self.whole = true;
-            life.notify(Ask::ArmTimer);
+            let number = self.life;
+            life.later(Duration::from_millis(100), move |actor, _| {
+                assert_eq!(actor.life, number, "a timer outlived its actor");
+                actor.fired.fetch_add(1, Ordering::Relaxed);
+            });
         }
     }
 
     impl Handles<Ask> for Fragile {
-        fn handle(&mut self, ask: Ask, life: &mut Life<'_, Self>) {
+        fn handle(&mut self, ask: Ask, _: &mut Life<'_, Self>) {
             match ask {
                 Ask::Break => {
                     self.whole = false;
                     panic!("on purpose");
-                }
-                Ask::ArmTimer => {
-                    let number = self.life;
-                    life.later(Duration::from_millis(100), move |actor, _| {
-                        assert_eq!(actor.life, number, "a timer outlived its actor");
-                        actor.fired.fetch_add(1, Ordering::Relaxed);
-                    });
                 }
                 Ask::Look(reply) => reply.send((self.life, self.whole)).unwrap(),
             }
