@@ -8,6 +8,9 @@ use prost_types::field_descriptor_proto::Type;
 const CARRIED_AS_BYTES: &[(&str, &str)] =
     &[("RangeResponse", "kvs"), ("PutResponse", "prev_kv"), ("DeleteRangeResponse", "prev_kvs")];
 
+const TONIC_CODEC: &str = "tonic_prost::ProstCodec::default()";
+const OUR_CODEC: &str = "crate::pb::codec::Codec::default()";
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = [
@@ -26,6 +29,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".")
         .extern_path(".raftpb", "::raft_proto::eraftpb")
         .compile_fds(descriptors)?;
+    use_our_codec()
+}
+
+/// The generated services name tonic's codec, for which the generator has no setting.
+fn use_our_codec() -> Result<(), Box<dyn std::error::Error>> {
+    let mut changed = 0;
+    for entry in std::fs::read_dir(std::env::var("OUT_DIR")?)? {
+        let path = entry?.path();
+        let text = std::fs::read_to_string(&path)?;
+        changed += text.matches(TONIC_CODEC).count();
+        std::fs::write(&path, text.replace(TONIC_CODEC, OUR_CODEC))?;
+    }
+    assert!(changed > 0, "tonic's codec is not named any more");
     Ok(())
 }
 

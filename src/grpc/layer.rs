@@ -7,16 +7,12 @@ use super::observer::Call;
 use super::status;
 use crate::actors::handle::NodeHandle;
 use crate::base::error::{Error, Result};
-use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
-use http::HeaderMap;
+use http::{HeaderMap, Request, Response};
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::Status;
+use tonic::body::Body;
 
 /// Metadata with which a client asks for an error when its member has no leader.
 const HAS_LEADER: &str = "hasleader";
@@ -28,33 +24,37 @@ const NO_LEADER_ELECTIONS_MAX: u32 = 3;
 /// Digits a `grpc-timeout` may have.
 const TIMEOUT_DIGITS_MAX: usize = 8;
 
-/// Admits a call, hands it to its service and watches over the answer.
-pub async fn guard(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
+/// Admits a call, hands it to `serve` and watches over the answer.
+pub async fn guard<B, F>(
+    edge: &Edge,
+    request: Request<B>,
+    serve: impl FnOnce(&'static Method, Request<Received<B>>) -> F,
+) -> Response<Sent>
+where
+    F: Future<Output = Response<Body>>,
+{
     let method = match methods::find(request.uri().path()) {
         Lookup::Found(method) => method,
         Lookup::UnknownMethod { service, name } => {
-            return status::unknown_method(service, name).into_http();
+            return refused(status::unknown_method(service, name));
         }
-        Lookup::UnknownService { service } => {
-            return status::unknown_service(service).into_http();
-        }
+        Lookup::UnknownService { service } => return refused(status::unknown_service(service)),
     };
-    if let Err(error) = admit(&edge, method, request.headers()) {
-        return status::of(error).into_http();
+    if let Err(error) = admit(edge, method, request.headers()) {
+        return refused(status::of(error));
     }
     let deadline = timeout_in(request.headers()).map(|timeout| Instant::now() + timeout);
     let follow_leader = method.kind != Kind::Unary && requires_leader(request.headers());
     let call = Call::start(edge.options.observer.clone(), method);
     let message_bytes_max = edge.message_bytes_max();
-    let request =
-        request.map(|body| Body::new(Received::new(body, call.clone(), message_bytes_max)));
-    let response = match before(deadline, next.run(request)).await {
+    let request = request.map(|body| Received::new(body, call.clone(), message_bytes_max));
+    let response = match before(deadline, serve(method, request)).await {
         Ok(response) => response,
         Err(error) => status::of(error).into_http(),
     };
     if let Some(code) = code_in(response.headers()) {
         call.handled(code);
-        return response;
+        return response.map(Sent::uncounted);
     }
     let mut interrupts: Vec<Interrupt> = Vec::new();
     if let Some(deadline) = deadline {
@@ -67,7 +67,11 @@ pub async fn guard(State(edge): State<Arc<Edge>>, request: Request, next: Next) 
         let lost = leader_lost(edge.node.clone(), edge.options.election_timeout);
         interrupts.push(Box::pin(lost));
     }
-    response.map(|body| Body::new(Sent::new(body, call, interrupts)))
+    response.map(|body| Sent::new(body, call, interrupts))
+}
+
+fn refused(status: Status) -> Response<Sent> {
+    status.into_http().map(Sent::uncounted)
 }
 
 /// The checks of etcd's interceptors. A learner also refuses a linearizable Range, which only its

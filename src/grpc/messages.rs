@@ -1,7 +1,6 @@
 //! The bodies of a call, seen message by message: counted, limited and ended early.
 
 use super::observer::Call;
-use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -9,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use tonic::body::Body;
 use tonic::{Code, Status};
 
 /// Bytes before each message: the compression flag and the length.
@@ -52,21 +52,24 @@ impl Framing {
 }
 
 /// The body a client sends. A message over the limit ends it with grpc-go's error.
-pub struct Received {
-    body: Body,
+pub struct Received<B> {
+    body: B,
     framing: Framing,
     call: Arc<Call>,
     message_bytes_max: usize,
 }
 
-impl Received {
+impl<B> Received<B> {
     /// Wraps `body`.
-    pub fn new(body: Body, call: Arc<Call>, message_bytes_max: usize) -> Self {
+    pub fn new(body: B, call: Arc<Call>, message_bytes_max: usize) -> Self {
         Self { body, framing: Framing::default(), call, message_bytes_max }
     }
 }
 
-impl HttpBody for Received {
+impl<B> HttpBody for Received<B>
+where
+    B: HttpBody<Data = Bytes, Error: Into<tonic::codegen::StdError>> + Unpin,
+{
     type Data = Bytes;
     type Error = tonic::codegen::StdError;
 
@@ -118,7 +121,8 @@ pub type Interrupt = Pin<Box<dyn Future<Output = Status> + Send>>;
 pub struct Sent {
     body: Body,
     framing: Framing,
-    call: Arc<Call>,
+    /// `None` once nothing of the call is left to count.
+    call: Option<Arc<Call>>,
     interrupts: Vec<Interrupt>,
     ended: bool,
 }
@@ -127,7 +131,14 @@ impl Sent {
     /// Wraps `body`; the first of `interrupts` that is ready while the service has nothing to
     /// send ends it.
     pub fn new(body: Body, call: Arc<Call>, interrupts: Vec<Interrupt>) -> Self {
+        let call = Some(call);
         Self { body, framing: Framing::default(), call, interrupts, ended: false }
+    }
+
+    /// Wraps the body of a call that ended with its headers.
+    pub fn uncounted(body: Body) -> Self {
+        let (framing, interrupts) = (Framing::default(), Vec::new());
+        Self { body, framing, call: None, interrupts, ended: false }
     }
 
     fn poll_interrupts(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
@@ -142,12 +153,12 @@ impl Sent {
 
 impl HttpBody for Sent {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         if this.ended {
             return Poll::Ready(None);
@@ -155,13 +166,14 @@ impl HttpBody for Sent {
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
+                let Some(call) = &this.call else { return polled };
                 if let Some(data) = frame.data_ref() {
                     let Ok(()) = this.framing.feed(data, |_| {
-                        this.call.sent();
+                        call.sent();
                         Ok::<(), std::convert::Infallible>(())
                     });
                 } else if let Some(trailers) = frame.trailers_ref() {
-                    this.call.handled(code_in(trailers).unwrap_or(Code::Unknown));
+                    call.handled(code_in(trailers).unwrap_or(Code::Unknown));
                 }
                 polled
             }
@@ -170,13 +182,15 @@ impl HttpBody for Sent {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(status) => {
                     this.ended = true;
-                    this.body = Body::empty();
+                    this.body = Body::default();
                     this.interrupts.clear();
-                    this.call.handled(status.code());
+                    if let Some(call) = this.call.take() {
+                        call.handled(status.code());
+                    }
                     let mut trailers = HeaderMap::new();
                     match status.add_header(&mut trailers) {
                         Ok(()) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
-                        Err(error) => Poll::Ready(Some(Err(axum::Error::new(error)))),
+                        Err(error) => Poll::Ready(Some(Err(error))),
                     }
                 }
             },

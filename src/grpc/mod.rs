@@ -27,35 +27,83 @@ pub use observer::{NoObserver, Observer};
 
 use crate::actors::handle::NodeHandle;
 use crate::pb::{etcdserverpb as rpc, health as healthpb};
+use bytes::Bytes;
+use messages::Sent;
 use std::sync::Arc;
-use tonic::service::Routes;
+use tonic::codegen::{Service as _, StdError};
 
 /// Every service of the client port behind [`layer`]'s checks. Methods nobody serves answer
 /// Unimplemented.
-pub fn routes(node: NodeHandle, reads: Arc<dyn Reads>, options: GrpcOptions) -> axum::Router {
-    let edge = Arc::new(Edge::new(node, reads, options));
-    // The layer refuses larger messages first and with grpc-go's text; this one only has to agree.
-    let received_max = edge.message_bytes_max();
-    macro_rules! serve {
-        ($server:path, $service:expr) => {
-            <$server>::new($service)
-                .max_decoding_message_size(received_max)
-                .max_encoding_message_size(usize::MAX)
-        };
+#[derive(Clone)]
+pub struct Services(Arc<Parts>);
+
+struct Parts {
+    edge: Arc<Edge>,
+    kv: rpc::kv_server::KvServer<kv::Service>,
+    watch: rpc::watch_server::WatchServer<watch::Service>,
+    lease: rpc::lease_server::LeaseServer<lease::Service>,
+    cluster: rpc::cluster_server::ClusterServer<cluster::Service>,
+    maintenance: rpc::maintenance_server::MaintenanceServer<maintenance::Service>,
+    auth: rpc::auth_server::AuthServer<auth::Service>,
+    health: healthpb::health_server::HealthServer<health::Service>,
+}
+
+impl Services {
+    /// The services around a node and its store.
+    pub fn new(node: NodeHandle, reads: Arc<dyn Reads>, options: GrpcOptions) -> Self {
+        let edge = Arc::new(Edge::new(node, reads, options));
+        // The layer refuses larger messages first and with grpc-go's text; this one only has to
+        // agree.
+        let received_max = edge.message_bytes_max();
+        macro_rules! serve {
+            ($server:path, $service:expr) => {
+                <$server>::new($service)
+                    .max_decoding_message_size(received_max)
+                    .max_encoding_message_size(usize::MAX)
+            };
+        }
+        Self(Arc::new(Parts {
+            kv: serve!(rpc::kv_server::KvServer<_>, kv::Service(edge.clone())),
+            watch: serve!(rpc::watch_server::WatchServer<_>, watch::Service),
+            lease: serve!(rpc::lease_server::LeaseServer<_>, lease::Service(edge.clone())),
+            cluster: serve!(rpc::cluster_server::ClusterServer<_>, cluster::Service(edge.clone())),
+            maintenance: serve!(
+                rpc::maintenance_server::MaintenanceServer<_>,
+                maintenance::Service(edge.clone())
+            ),
+            auth: serve!(rpc::auth_server::AuthServer<_>, auth::Service(edge.clone())),
+            health: serve!(healthpb::health_server::HealthServer<_>, health::Service(edge.clone())),
+            edge,
+        }))
     }
-    let router = Routes::new(serve!(rpc::kv_server::KvServer<_>, kv::Service(edge.clone())))
-        .add_service(serve!(rpc::watch_server::WatchServer<_>, watch::Service))
-        .add_service(serve!(rpc::lease_server::LeaseServer<_>, lease::Service(edge.clone())))
-        .add_service(serve!(rpc::cluster_server::ClusterServer<_>, cluster::Service(edge.clone())))
-        .add_service(serve!(
-            rpc::maintenance_server::MaintenanceServer<_>,
-            maintenance::Service(edge.clone())
-        ))
-        .add_service(serve!(rpc::auth_server::AuthServer<_>, auth::Service(edge.clone())))
-        .add_service(serve!(
-            healthpb::health_server::HealthServer<_>,
-            health::Service(edge.clone())
-        ))
-        .into_axum_router();
-    router.layer(axum::middleware::from_fn_with_state(edge, layer::guard))
+
+    /// Answers one call.
+    pub async fn call<B>(&self, request: http::Request<B>) -> http::Response<Sent>
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<StdError>> + Send + Unpin + 'static,
+    {
+        let parts = &*self.0;
+        layer::guard(&parts.edge, request, |method, request| async move {
+            macro_rules! to {
+                ($server:ident) => {
+                    parts.$server.clone().call(request)
+                };
+            }
+            let answer = match method.service {
+                "etcdserverpb.KV" => to!(kv),
+                "etcdserverpb.Watch" => to!(watch),
+                "etcdserverpb.Lease" => to!(lease),
+                "etcdserverpb.Cluster" => to!(cluster),
+                "etcdserverpb.Maintenance" => to!(maintenance),
+                "etcdserverpb.Auth" => to!(auth),
+                "grpc.health.v1.Health" => to!(health),
+                other => return status::unknown_service(other).into_http(),
+            };
+            match answer.await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        })
+        .await
+    }
 }

@@ -1,7 +1,7 @@
 //! The edge as a client sees it: real HTTP/2 on a loopback port, a fake node behind.
 
 use super::testing::{FakeNode, FakeReads, Notes, options};
-use super::{routes, status};
+use super::{Services, status};
 use crate::apply::Reply;
 use crate::base::error::Error;
 use crate::base::ids::MemberId;
@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
-use tower::ServiceExt;
 
 struct Server {
     node: Arc<FakeNode>,
@@ -30,7 +29,11 @@ async fn serve() -> Server {
 
 async fn serve_node(node: FakeNode) -> Server {
     let (node, notes) = (Arc::new(node), Arc::new(Notes::default()));
-    let router = routes(node.clone(), Arc::new(FakeReads), options(notes.clone()));
+    let services = Services::new(node.clone(), Arc::new(FakeReads), options(notes.clone()));
+    let router = axum::Router::new().fallback(move |request: axum::extract::Request| {
+        let services = services.clone();
+        async move { services.call(request).await.map(axum::body::Body::new) }
+    });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -235,7 +238,8 @@ async fn status_members_auth_and_health() {
 async fn deadlines_and_dropped_calls() {
     let server = serve().await;
     // tonic's own client would end the call itself.
-    let router = routes(server.node.clone(), Arc::new(FakeReads), options(server.notes.clone()));
+    let options = options(server.notes.clone());
+    let services = Services::new(server.node.clone(), Arc::new(FakeReads), options);
     let message = put_of(1).encode_to_vec();
     let mut body = vec![0, 0, 0, 0, message.len() as u8];
     body.extend(message);
@@ -244,7 +248,7 @@ async fn deadlines_and_dropped_calls() {
         .header("grpc-timeout", "50m")
         .body(axum::body::Body::from(body))
         .unwrap();
-    let response = router.oneshot(request).await.unwrap();
+    let response = services.call(request).await;
     let got = Status::from_header_map(response.headers()).unwrap();
     assert_status::<()>(Err(got), Error::DeadlineExceeded);
     server.noted("handled Put DeadlineExceeded").await;

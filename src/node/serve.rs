@@ -4,13 +4,18 @@ use crate::actors::core::Core;
 use crate::actors::handle::NodeHandle;
 use crate::base::url::Url;
 use crate::cli::config::{Config, TlsConfig, TlsVersion};
+use crate::grpc::messages::Sent;
 use crate::grpc::{self, GrpcOptions};
 use crate::http;
 use crate::node::glue::Reads;
 use crate::pb::etcdserverpb as rpc;
-use crate::transport::listen::{self, Listener, ServeOptions};
+use crate::transport::listen::{self, App, Listener, ServeOptions};
 use crate::transport::rafthttp::Transport;
 use crate::transport::tls::{self, TlsInfo};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, Request, Response};
+use http_body_util::Either;
+use hyper::body::Incoming;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,12 +147,7 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-fn spawn(
-    listener: Listener,
-    options: ServeOptions,
-    app: axum::Router,
-    stop: watch::Receiver<bool>,
-) {
+fn spawn(listener: Listener, options: ServeOptions, app: impl App, stop: watch::Receiver<bool>) {
     tokio::spawn(async move {
         if let Err(error) = listen::serve(listener, options, app, stopped(stop)).await {
             crate::actors::rt::fatal(&error.to_string());
@@ -187,6 +187,32 @@ fn keepalive(interval: Duration, timeout: Duration) -> (Duration, Duration) {
     (interval.max(PING_INTERVAL_MIN), timeout)
 }
 
+/// Everything of a client port: gRPC by its content type, as etcd tells it, and the rest.
+#[derive(Clone)]
+struct ClientApp {
+    services: grpc::Services,
+    web: axum::Router,
+}
+
+impl App for ClientApp {
+    type Body = Either<Sent, axum::body::Body>;
+
+    async fn call(&self, request: Request<Incoming>) -> Response<Self::Body> {
+        let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+            self.services.call(request).await.map(Either::Left)
+        } else {
+            App::call(&self.web, request).await.map(Either::Right)
+        }
+    }
+}
+
+fn announce(port: &ClientPort) {
+    let secure = if port.tls { "securely" } else { "insecurely" };
+    tracing::info!("traffic" = secure, address = %port.address, "serving client traffic");
+    tracing::info!("ready to serve client requests");
+}
+
 /// Serves the client ports, and says so once for each.
 pub fn clients(
     config: &Config,
@@ -218,12 +244,13 @@ pub fn clients(
         let hosts = config.host_whitelist.iter().cloned().collect();
         http::with_access_control(router, http::AccessControl { cors, hosts })
     };
-    let routes = grpc::routes(node, reads, options);
+    let services = grpc::Services::new(node, reads, options);
     let separate = !ports.http.is_empty();
     let metrics_app = access(http::metrics_router(state.clone()).fallback(http::not_found));
     let web_routes = http::client_router(state);
     let web = access(web_routes.clone().fallback(http::not_found));
-    let both = if separate { routes } else { access(routes.merge(web_routes)) };
+    let beside_grpc = if separate { axum::Router::new() } else { web_routes };
+    let both = ClientApp { services, web: access(beside_grpc.fallback(http::not_found)) };
     let (keepalive_interval, keepalive_timeout) =
         keepalive(config.grpc_keepalive_interval, config.grpc_keepalive_timeout);
     let serve_options = |plain: bool, with_tls: bool| ServeOptions {
@@ -235,14 +262,15 @@ pub fn clients(
         keepalive_timeout,
         ..ServeOptions::default()
     };
-    for (ports, app) in [(ports.client, &both), (ports.http, &web)] {
-        for port in ports {
-            let options = serve_options(port.plain, port.tls);
-            let secure = if port.tls { "securely" } else { "insecurely" };
-            spawn(port.listener, options, app.clone(), stopping.clone());
-            tracing::info!("traffic" = secure, address = %port.address, "serving client traffic");
-            tracing::info!("ready to serve client requests");
-        }
+    for port in ports.client {
+        let options = serve_options(port.plain, port.tls);
+        announce(&port);
+        spawn(port.listener, options, both.clone(), stopping.clone());
+    }
+    for port in ports.http {
+        let options = serve_options(port.plain, port.tls);
+        announce(&port);
+        spawn(port.listener, options, web.clone(), stopping.clone());
     }
     for (url, listener) in ports.metrics {
         let options = serve_options(!url.is_tls(), url.is_tls());

@@ -1,7 +1,7 @@
 //! TLS handshakes, the checks after them, and the words for those that fail.
 
 use super::socket::Socket;
-use super::{HANDSHAKE_TIMEOUT, PeerInfo, Shared, http};
+use super::{App, HANDSHAKE_TIMEOUT, PeerInfo, Shared, http};
 use crate::transport::tls::{ServerTls, alternative_names, check_san, common_name, go_text};
 use rustls_pki_types::CertificateDer;
 use std::io;
@@ -18,8 +18,8 @@ const ALERT_LINGER: Duration = Duration::from_secs(1);
 const ALERT_LINGER_BYTES: usize = 64 * 1024;
 
 /// One TLS connection from its hello to its end.
-pub(super) async fn secure(
-    shared: &Arc<Shared>,
+pub(super) async fn secure<A: App>(
+    shared: &Arc<Shared<A>>,
     tls: &ServerTls,
     socket: Socket,
     remote: Option<SocketAddr>,
@@ -35,7 +35,8 @@ pub(super) async fn secure(
     };
     let error = match shook {
         Ok(Ok((stream, common_name))) => {
-            let info = PeerInfo { common_name, tls: true, addr };
+            let common_name = common_name.map(Arc::from);
+            let info = PeerInfo { common_name, tls: true, addr: addr.into() };
             return http(shared, stream, info).await;
         }
         Ok(Err(error)) => error,

@@ -9,12 +9,15 @@ pub use bind::{Listener, bind, bind_with, connection_limit};
 
 use crate::transport::conn_task::{ConnTask, StreamExecutor};
 use crate::transport::tls::{ServerTls, TlsInfo};
+use axum::BoxError;
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{Request, Response};
 use handshake::secure;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use socket::Socket;
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -52,11 +55,11 @@ const TLS_HANDSHAKE_BYTE: u8 = 0x16;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerInfo {
     /// Of the verified client certificate.
-    pub common_name: Option<String>,
+    pub common_name: Option<Arc<str>>,
     /// Whether the connection is TLS.
     pub tls: bool,
     /// `ip:port`, or `@` for unix sockets.
-    pub addr: String,
+    pub addr: Arc<str>,
 }
 
 /// What a listener speaks and its bounds.
@@ -92,10 +95,30 @@ impl Default for ServeOptions {
     }
 }
 
-struct Shared {
+/// What answers the requests of a listener. It never fails: an error is an answer too.
+pub trait App: Clone + Send + Sync + 'static {
+    /// Of its responses.
+    type Body: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
+    /// Answers one request, which has a [`PeerInfo`] among its extensions.
+    fn call(&self, request: Request<Incoming>)
+    -> impl Future<Output = Response<Self::Body>> + Send;
+}
+
+impl App for axum::Router {
+    type Body = Body;
+
+    async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+        match self.clone().oneshot(request.map(Body::new)).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}
+
+struct Shared<A> {
     options: ServeOptions,
     tls: Option<ServerTls>,
-    app: axum::Router,
+    app: A,
     stopping: watch::Receiver<bool>,
 }
 
@@ -104,7 +127,7 @@ struct Shared {
 pub async fn serve(
     listener: Listener,
     options: ServeOptions,
-    app: axum::Router,
+    app: impl App,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
     let (stop, stopping) = watch::channel(false);
@@ -178,7 +201,7 @@ fn builder(options: &ServeOptions, streams: StreamExecutor) -> auto::Builder<Str
 
 /// One connection from its first byte to its end. The waits for a first byte stay small: what
 /// follows is boxed when it starts.
-async fn connection(shared: &Arc<Shared>, socket: Socket, remote: Option<SocketAddr>) {
+async fn connection<A: App>(shared: &Arc<Shared<A>>, socket: Socket, remote: Option<SocketAddr>) {
     let mut stopping = shared.stopping.clone();
     let first = tokio::select! {
         _ = stopping.wait_for(|stop| *stop) => return,
@@ -192,7 +215,7 @@ async fn connection(shared: &Arc<Shared>, socket: Socket, remote: Option<SocketA
         None if byte == TLS_HANDSHAKE_BYTE => return,
         _ if !shared.options.plain => return,
         _ => {
-            let info = PeerInfo { common_name: None, tls: false, addr };
+            let info = PeerInfo { common_name: None, tls: false, addr: addr.into() };
             return Box::pin(http(shared, socket, info)).await;
         }
     };
@@ -207,12 +230,13 @@ fn authority_debug() -> bool {
     })
 }
 
-async fn http<S>(shared: &Arc<Shared>, stream: S, info: PeerInfo)
+async fn http<A, S>(shared: &Arc<Shared<A>>, stream: S, info: PeerInfo)
 where
+    A: App,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let app = shared.app.clone();
-    let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         if authority_debug()
             && let Some(authority) = request.uri().authority()
         {
@@ -222,7 +246,8 @@ where
             let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());
         }
         request.extensions_mut().insert(info.clone());
-        app.clone().oneshot(request.map(Body::new))
+        let app = app.clone();
+        async move { Ok::<_, Infallible>(app.call(request).await) }
     });
     let streams = StreamExecutor::default();
     let http = builder(&shared.options, streams.clone());

@@ -2,6 +2,8 @@
 //! Uses: nothing
 #![allow(missing_docs, clippy::all)]
 
+pub mod codec;
+
 pub mod mvccpb {
     tonic::include_proto!("mvccpb");
 }
