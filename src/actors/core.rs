@@ -187,7 +187,8 @@ pub struct Core {
 /// Part of the request timeout that does not depend on the election timeout
 /// (etcd v3.5.17 `config.go` ReqTimeout: 5 s for the disk, two elections).
 const REQUEST_TIMEOUT_BASE: Duration = Duration::from_secs(5);
-/// Pause between attempts to reach a leader for a lease call (etcd: half an election timeout, 500 ms).
+/// Pause between attempts to reach a leader for a lease call (etcd: half an election timeout,
+/// 500 ms).
 const FORWARD_PAUSE: Duration = Duration::from_millis(500);
 
 impl Core {

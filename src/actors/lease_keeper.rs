@@ -1,5 +1,5 @@
-//! LeaseKeeper: deadlines of leases, while this member leads. Derived: the leases themselves live in
-//! the replicated machine, whose published view it starts from, again after a panic.
+//! LeaseKeeper: deadlines of leases, while this member leads. Derived: the leases themselves live
+//! in the replicated machine, whose published view it starts from, again after a panic.
 
 use crate::actors::core::Shared;
 use crate::actors::rt::{Handles, Life, Restartable, Supervised};

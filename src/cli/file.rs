@@ -123,6 +123,7 @@ fn mismatch(flag: &Flag, key: &str, found: &Value) -> String {
         _ => "string",
     };
     format!(
-        "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {is} into Go struct field configYAML.Config.{key} of type {wants}"
+        "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {is} into Go struct \
+         field configYAML.Config.{key} of type {wants}"
     )
 }

@@ -356,7 +356,8 @@ pub fn markdown() -> String {
         let title = if section == HIDDEN { "Not in help" } else { section };
         let _ = write!(
             out,
-            "\n## {title}\n\n| Flag | Default | Variable | File key | In rusd | Meaning |\n|---|---|---|---|---|---|\n"
+            "\n## {title}\n\n| Flag | Default | Variable | File key | In rusd | Meaning \
+             |\n|---|---|---|---|---|---|\n"
         );
         for flag in FLAGS.iter().filter(|flag| flag.section == section) {
             let effect = match flag.effect {

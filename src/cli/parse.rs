@@ -129,7 +129,8 @@ fn subcommand(name: &str, rest: &[String]) -> Command {
 /// The text of `--version`.
 pub fn version() -> String {
     format!(
-        "etcd Version: {ETCD_VERSION}\nGit SHA: Not provided (rusd)\nGo Version: none (Rust)\nGo OS/Arch: {}/{}\nrusd Version: {}\n",
+        "etcd Version: {ETCD_VERSION}\nGit SHA: Not provided (rusd)\nGo Version: none (Rust)\nGo \
+         OS/Arch: {}/{}\nrusd Version: {}\n",
         std::env::consts::OS,
         match std::env::consts::ARCH {
             "x86_64" => "amd64",
@@ -162,7 +163,8 @@ fn refuse(refusal: Refusal, args: &[String], mut notes: Vec<Note>) -> Command {
         Refusal::Panic(why) => return exit(format!("{}panic: {why}\n", lines(&notes)), 2),
         Refusal::Plain(why) => return exit(why, 1),
         Refusal::Shadowed(variable) => {
-            let text = "conflicting environment variable is shadowed by corresponding command-line flag (either unset environment variable or disable flag))";
+            let text = "conflicting environment variable is shadowed by corresponding \
+             command-line flag (either unset environment variable or disable flag))";
             notes.push(Note::new(Level::Fatal, text).text("environment-variable", &variable));
         }
         Refusal::Start(why) => {
@@ -234,8 +236,11 @@ fn configure(
         let values = file::read(&path)?;
         let config = Config::from_values(&values, notes)?;
         notes.push(
-            Note::info("loaded server configuration, other configuration command line flags and environment variables will be ignored if provided")
-                .text("path", &path),
+            Note::info(
+                "loaded server configuration, other configuration command line flags and \
+             environment variables will be ignored if provided",
+            )
+            .text("path", &path),
         );
         return Ok(config);
     }

@@ -55,23 +55,27 @@ const BAD: &[(&[&str], i32, &str)] = &[
     (
         &["--listen-client-urls", "ftp://a:1"],
         2,
-        "invalid value \"ftp://a:1\" for flag -listen-client-urls: URL scheme must be http, https, unix, or unixs: ftp://a:1",
+        "invalid value \"ftp://a:1\" for flag -listen-client-urls: URL scheme must be http, \
+         https, unix, or unixs: ftp://a:1",
     ),
     (
         &["--listen-client-urls", "http://localhost"],
         2,
-        "invalid value \"http://localhost\" for flag -listen-client-urls: URL address does not have the form \"host:port\": http://localhost",
+        "invalid value \"http://localhost\" for flag -listen-client-urls: URL address does not \
+         have the form \"host:port\": http://localhost",
     ),
     (
         &["--listen-peer-urls", "http://a:b"],
         2,
-        "invalid value \"http://a:b\" for flag -listen-peer-urls: parse \"http://a:b\": invalid port \":b\" after host",
+        "invalid value \"http://a:b\" for flag -listen-peer-urls: parse \"http://a:b\": invalid \
+         port \":b\" after host",
     ),
     (&["--listen-peer-urls", "http://foo:1"], 1, "expected IP in URL for binding (http://foo:1)"),
     (
         &["--advertise-client-urls", "http://:1"],
         1,
-        "--advertise-client-urls \"http://:1\" must be \"host:port\" (unexpected empty host (http://:1))",
+        "--advertise-client-urls \"http://:1\" must be \"host:port\" (unexpected empty host \
+         (http://:1))",
     ),
     (
         &["--grpc-keepalive-timeout", "5x"],
@@ -92,7 +96,8 @@ const BAD: &[(&[&str], i32, &str)] = &[
     (
         &["--max-concurrent-streams=99999999999"],
         2,
-        "invalid value \"99999999999\" for flag -max-concurrent-streams: strconv.ParseUint: parsing \"99999999999\": value out of range",
+        "invalid value \"99999999999\" for flag -max-concurrent-streams: strconv.ParseUint: \
+         parsing \"99999999999\": value out of range",
     ),
     (&["--xyz"], 2, "flag provided but not defined: -xyz"),
     (&["---x"], 2, "bad flag syntax: ---x"),
@@ -139,7 +144,8 @@ const BAD: &[(&[&str], i32, &str)] = &[
     (
         &["--discovery", "http://foo", "--initial-cluster", "a=b"],
         1,
-        "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery\" or \"discovery-srv\"",
+        "multiple discovery or bootstrap flags are set. Choose one \
+         of \"initial-cluster\", \"discovery\" or \"discovery-srv\"",
     ),
     (&["--auto-compaction-mode=foo"], 1, "unknown auto-compaction-mode \"foo\""),
     (
@@ -155,7 +161,8 @@ const BAD: &[(&[&str], i32, &str)] = &[
     (
         &["--experimental-enable-lease-checkpoint-persist"],
         1,
-        "setting experimental-enable-lease-checkpoint-persist requires experimental-enable-lease-checkpoint",
+        "setting experimental-enable-lease-checkpoint-persist requires \
+         experimental-enable-lease-checkpoint",
     ),
     (
         &["--tls-min-version", "foo"],
@@ -196,7 +203,8 @@ const BAD: &[(&[&str], i32, &str)] = &[
             "https://localhost:3",
         ],
         1,
-        "TLS key/cert (--cert-file, --key-file) must be provided for client url https://localhost:3 with HTTPS scheme",
+        "TLS key/cert (--cert-file, --key-file) must be provided for client url \
+         https://localhost:3 with HTTPS scheme",
     ),
 ];
 
@@ -381,16 +389,35 @@ fn cli_file() {
         std::fs::write(path, text).unwrap();
         run(&["--name", "ignored", "--config-file", path], &[("ETCD_NAME", "y")])
     };
-    let Command::Serve(config) = with(
-        "name: 'f'\ndata-dir:\nwal-dir:\nsnapshot-count: 10000\nlisten-client-urls: http://localhost:1\n\
-         advertise-client-urls: http://localhost:1\ninitial-cluster:\ncors:\nenable-v2: true\nproxy: 'off'\n\
-         discovery-fallback: 'proxy'\nlog-outputs: [stderr]\nlog-level: debug\nauto-compaction-mode: periodic\n\
-         auto-compaction-retention: 1\nstrict-reconfig-check: false\nunknown: 1\ngrpc-keepalive-timeout: 5000000000\n\
-         client-transport-security:\n  cert-file: c\n  key-file: k\n  client-cert-auth: true\n  auto-tls: true\n\
-         peer-transport-security:\n  cert-file:\n  allowed-cn: [a, b]\n",
-    ) else {
-        panic!()
-    };
+    let text = [
+        "name: 'f'",
+        "data-dir:",
+        "wal-dir:",
+        "snapshot-count: 10000",
+        "listen-client-urls: http://localhost:1",
+        "advertise-client-urls: http://localhost:1",
+        "initial-cluster:",
+        "cors:",
+        "enable-v2: true",
+        "proxy: 'off'",
+        "discovery-fallback: 'proxy'",
+        "log-outputs: [stderr]",
+        "log-level: debug",
+        "auto-compaction-mode: periodic",
+        "auto-compaction-retention: 1",
+        "strict-reconfig-check: false",
+        "unknown: 1",
+        "grpc-keepalive-timeout: 5000000000",
+        "client-transport-security:",
+        "  cert-file: c",
+        "  key-file: k",
+        "  client-cert-auth: true",
+        "  auto-tls: true",
+        "peer-transport-security:",
+        "  cert-file:",
+        "  allowed-cn: [a, b]",
+    ];
+    let Command::Serve(config) = with(&text.join("\n")) else { panic!() };
     assert_eq!((config.name.as_str(), config.snapshot_count), ("f", 10_000));
     assert_eq!(config.initial_cluster_text, "f=http://localhost:2380");
     assert!(config.enable_v2 && !config.strict_reconfig_check);
@@ -404,24 +431,29 @@ fn cli_file() {
     for (text, why) in [
         (
             "election-timeout: 100\n",
-            "--election-timeout[100ms] should be at least as 5 times as --heartbeat-interval[100ms]",
+            "--election-timeout[100ms] should be at least as 5 times as \
+             --heartbeat-interval[100ms]",
         ),
         (
             "election-timeout: abc\n",
-            "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal string into Go struct field configYAML.Config.election-timeout of type uint",
+            "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal string into Go \
+             struct field configYAML.Config.election-timeout of type uint",
         ),
         (
             "experimental-corrupt-check-time: 1s\n",
-            "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal string into Go struct field configYAML.Config.experimental-corrupt-check-time of type time.Duration",
+            "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal string into Go \
+             struct field configYAML.Config.experimental-corrupt-check-time of type time.Duration",
         ),
         (
             "max-concurrent-streams: -1\n",
-            "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal number -1 into Go struct field configYAML.Config.max-concurrent-streams of type uint32",
+            "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal number -1 into \
+             Go struct field configYAML.Config.max-concurrent-streams of type uint32",
         ),
         ("initial-cluster-state: foo\n", "unexpected clusterState \"foo\""),
         (
             "listen-client-urls: ftp://a:1\n",
-            "unexpected error setting up listen-client-urls: URL scheme must be http, https, unix, or unixs: ftp://a:1",
+            "unexpected error setting up listen-client-urls: URL scheme must be http, https, \
+             unix, or unixs: ftp://a:1",
         ),
     ] {
         let (stderr, code) = fails(with(text));
@@ -439,7 +471,8 @@ fn cli_bootstrap_rules() {
         ),
         (
             &["--initial-cluster", "default=http://localhost:1"],
-            "--initial-cluster has default=http://localhost:1 but missing from --initial-advertise-peer-urls=http://localhost:2380 (resolved urls do not match)",
+            "--initial-cluster has default=http://localhost:1 but missing from \
+             --initial-advertise-peer-urls=http://localhost:2380 (resolved urls do not match)",
         ),
         (
             &["--initial-cluster", "x=foo"],
@@ -447,7 +480,8 @@ fn cli_bootstrap_rules() {
         ),
         (
             &["--initial-cluster", "default=http://localhost:2380,b=http://localhost:2380"],
-            "initial cluster default=http://localhost:2380,b=http://localhost:2380 has duplicate url",
+            "initial cluster default=http://localhost:2380,b=http://localhost:2380 has duplicate \
+             url",
         ),
     ] {
         assert_eq!(check(words), Err(want.to_string()));

@@ -1,6 +1,6 @@
 //! The gRPC edge: etcd's client services over a `Node` and a reader. It checks requests, asks the
 //! node or the reader, and fills in headers; it holds no state of its own.
-//! Uses: actors (handle), apply (Reply), base, pb
+//! Uses: actors (handle), apply, base, obs (metrics), pb
 
 pub mod auth;
 pub mod cluster;

@@ -146,7 +146,12 @@ impl Health {
             metrics().healthchecks.with_label_values(&[kind, name, status]).inc();
         }
         if failed {
-            tracing::error!(path = uri.path(), reason = %report, "status-code" = 503, "Health check error");
+            tracing::error!(
+                path = uri.path(),
+                reason = %report,
+                "status-code" = 503,
+                "Health check error"
+            );
             return failure(StatusCode::SERVICE_UNAVAILABLE, &report);
         }
         if query(uri.query(), "verbose").is_empty() {

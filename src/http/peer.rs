@@ -8,6 +8,7 @@ use crate::pb::leasepb::{LeaseInternalRequest, LeaseInternalResponse};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::DefaultBodyLimit;
+use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use axum::routing::any;
 use prost::Message;
@@ -24,25 +25,31 @@ const LEASE_BODY_BYTES_MAX: usize = 64 * 1024;
 /// A lease that a leader does not know has this TTL in an answer.
 const NO_LEASE_TTL: i64 = -1;
 
+/// A body, or why it could not be read.
+type Received = Result<Bytes, BytesRejection>;
+
 /// `/members`, `/version`, `/leases` and `/leases/internal`. It has no fallback; the listener's is
 /// [`crate::http::not_found`].
 pub fn peer_router(node: NodeHandle) -> Router {
     let (members_node, version_node, renew_node) = (node.clone(), node.clone(), node.clone());
     Router::new()
-        .route("/members", any(move |method: Method| async move { members(&members_node, &method) }))
+        .route(
+            "/members",
+            any(move |method: Method| async move { members(&members_node, &method) }),
+        )
         .route(
             "/version",
             any(move |method: Method| async move { version(&version_node, &method) }),
         )
         .route(
             "/leases",
-            any(move |method: Method, body: Result<Bytes, axum::extract::rejection::BytesRejection>| async move {
+            any(move |method: Method, body: Received| async move {
                 lease(&method, body.ok(), |body| renew(renew_node, body)).await
             }),
         )
         .route(
             "/leases/internal",
-            any(move |method: Method, body: Result<Bytes, axum::extract::rejection::BytesRejection>| async move {
+            any(move |method: Method, body: Received| async move {
                 lease(&method, body.ok(), |body| time_to_live(node, body)).await
             }),
         )

@@ -397,7 +397,8 @@ impl Store {
         self.cache.evict();
     }
 
-    /// Accepts a compaction: the op that schedules it. Older revisions are gone for readers at once.
+    /// Accepts a compaction: the op that schedules it. Older revisions are gone for readers at
+    /// once.
     pub fn schedule_compaction(&mut self, revision: i64) -> Result<Op, Error> {
         let compacted = self.compact_revision();
         if revision <= compacted {

@@ -1,6 +1,6 @@
 //! The composition: the only place that knows everyone. Boots a member from its flags, serves, and
 //! stops it.
-//! Uses: actors, apply, base, cli, cluster, grpc, http, lease, mvcc, obs, pb, raft, storage, transport
+//! Uses: actors, apply, base, cli, cluster, grpc, http, mvcc, pb, raft, storage, transport
 
 mod boot;
 mod glue;

@@ -287,10 +287,11 @@ pub async fn stop_signal() {
     else {
         return;
     };
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!(signal = "terminated", "received signal; shutting down"),
-        _ = interrupt.recv() => tracing::info!(signal = "interrupt", "received signal; shutting down"),
-    }
+    let signal = tokio::select! {
+        _ = terminate.recv() => "terminated",
+        _ = interrupt.recv() => "interrupt",
+    };
+    tracing::info!(signal, "received signal; shutting down");
 }
 
 #[cfg(test)]

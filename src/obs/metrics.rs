@@ -110,7 +110,8 @@ impl Make for HistogramVec {
 
 macro_rules! table {
     ($($field:ident: $kind:ty = $name:literal, $help:literal
-        $(, labels[$($label:literal),*])? $(, buckets($start:expr, $factor:expr, $count:expr))?;)*) => {
+        $(, labels[$($label:literal),*])?
+        $(, buckets($start:expr, $factor:expr, $count:expr))?;)*) => {
         /// Handles of every metric; clones share their values.
         #[derive(Debug)]
         pub struct Metrics {

@@ -1,5 +1,5 @@
 //! What operators see: logs in zap's shape, and etcd's metrics.
-//! Uses: base
+//! Uses: nothing
 
 pub mod log;
 pub mod metrics;

@@ -1,5 +1,5 @@
 //! The part of the `protobuf` 2 API that the `raft` crate uses, on top of prost, so that one
-//! protobuf runtime serves raft and gRPC alike (ARCHITECTURE decision 10).
+//! protobuf runtime serves raft and gRPC alike (docs/decisions/0004-dependencies.md).
 
 /// What `raft::Error::CodecError` wraps.
 #[derive(Debug)]

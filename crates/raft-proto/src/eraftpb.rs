@@ -182,7 +182,9 @@ pub struct ConfChangeV2 {
 
 /// `get_x`, `set_x` and, for owned kinds, `mut_x` and `take_x`, as protobuf 2 would generate them.
 macro_rules! accessors {
-    ($owner:ty { $($kind:ident $field:ident : $ty:ty, $get:ident $set:ident $($mutate:ident $take:ident)?;)* }) => {
+    ($owner:ty { $(
+        $kind:ident $field:ident : $ty:ty, $get:ident $set:ident $($mutate:ident $take:ident)?;
+    )* }) => {
         impl $owner { $(accessors!(@$kind $field, $ty, $get, $set $(, $mutate, $take)?);)* }
     };
     (@copy $field:ident, $ty:ty, $get:ident, $set:ident) => {

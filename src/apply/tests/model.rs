@@ -240,8 +240,8 @@ fn random_histories_answer_as_the_model() {
                     w.machine.compact_step(1 + random.below(9) as usize).unwrap();
                     let after: Vec<_> =
                         (model.compacted.max(0)..main).map(|at| w.hash(at)).collect();
-                    // A finished compaction's own revision answers with the hash from before it; and
-                    // where no key is alive, etcd hashes also what is about to go.
+                    // A finished compaction's own revision answers with the hash from before it;
+                    // and where no key is alive, etcd hashes also what is about to go.
                     for (at, (before, after)) in
                         (model.compacted.max(0)..).zip(before.iter().zip(&after))
                     {

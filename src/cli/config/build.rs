@@ -36,7 +36,8 @@ impl Config {
         check_bind(&v.urls("listen-client-http-urls"))?;
         if v.text("listen-client-http-urls").is_empty() {
             notes.push(Note::warn(
-                "Running http and grpc server on single port. This is not recommended for production.",
+                "Running http and grpc server on single port. This is not recommended for \
+                 production.",
             ));
         }
         check_bind(&v.urls("listen-metrics-urls"))?;
@@ -64,7 +65,9 @@ impl Config {
         let ways = [v.text("discovery"), cluster_text, v.text("discovery-srv")];
         if ways.iter().filter(|way| !way.is_empty()).count() > 1 {
             return Err(Refusal::Flags(
-                "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery\" or \"discovery-srv\"".into(),
+                "multiple discovery or bootstrap flags are set. Choose one \
+                 of \"initial-cluster\", \"discovery\" or \"discovery-srv\""
+                    .into(),
             ));
         }
         check_timing(v)?;

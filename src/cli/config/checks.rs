@@ -31,7 +31,10 @@ pub(super) fn log_config(v: &Values) -> Result<LogConfig, Refusal> {
     let mut rotation = None;
     if v.bool("enable-log-rotation") {
         if files > 1 || (files == 0 && outputs.len() == 1) {
-            return Err("--log-outputs requires a single file path when --log-rotate-config-json is defined".to_string().into());
+            return Err("--log-outputs requires a single file path when --log-rotate-config-json \
+             is defined"
+                .to_string()
+                .into());
         }
         let parsed = serde_json::from_str::<Rotation>(v.text("log-rotation-config-json"));
         rotation =
@@ -75,12 +78,14 @@ pub(super) fn check_timing(v: &Values) -> Result<(), String> {
     }
     if tick.saturating_mul(5) > election {
         return Err(format!(
-            "--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{tick}ms]"
+            "--election-timeout[{election}ms] should be at least as 5 times as \
+             --heartbeat-interval[{tick}ms]"
         ));
     }
     if election > ELECTION_MS_MAX {
         return Err(format!(
-            "--election-timeout[{election}ms] is too long, and should be set less than {ELECTION_MS_MAX}ms"
+            "--election-timeout[{election}ms] is too long, and should be set less than \
+             {ELECTION_MS_MAX}ms"
         ));
     }
     Ok(())
@@ -90,10 +95,15 @@ pub(super) fn check_experimental(v: &Values, notes: &mut Vec<Note>) -> Result<()
     let checkpoint = v.bool("experimental-enable-lease-checkpoint");
     let persist = v.bool("experimental-enable-lease-checkpoint-persist");
     if checkpoint && !persist {
-        notes.push(Note::warn("Detected that checkpointing is enabled without persistence. Consider enabling experimental-enable-lease-checkpoint-persist"));
+        notes.push(Note::warn(
+            "Detected that checkpointing is enabled without persistence. \
+         Consider enabling experimental-enable-lease-checkpoint-persist",
+        ));
     }
     if persist && !checkpoint {
-        return Err("setting experimental-enable-lease-checkpoint-persist requires experimental-enable-lease-checkpoint".into());
+        return Err("setting experimental-enable-lease-checkpoint-persist requires \
+         experimental-enable-lease-checkpoint"
+            .into());
     }
     let interval = v.nanos("experimental-compact-hash-check-time");
     if interval <= 0 {

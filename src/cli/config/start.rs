@@ -12,7 +12,8 @@ impl Config {
         let clients = || self.listen_client_urls.iter().chain(&self.listen_client_http_urls);
         if let Some(url) = clients().find(|u| u.is_tls() && no_client_tls) {
             return fail(format!(
-                "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} with HTTPS scheme"
+                "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} \
+                 with HTTPS scheme"
             ));
         }
         let taken = |url: &&Url| {
@@ -21,7 +22,8 @@ impl Config {
         };
         if let Some(url) = self.listen_client_http_urls.iter().find(taken) {
             return fail(format!(
-                "cannot bind both --client-listen-urls and --client-listen-http-urls on the same url {url}"
+                "cannot bind both --client-listen-urls and --client-listen-http-urls on the same \
+                 url {url}"
             ));
         }
         if self.enable_v2 && self.v2_deprecation != V2Deprecation::NotYet {
@@ -31,7 +33,11 @@ impl Config {
             ));
         }
         if self.listen_metrics_urls.iter().any(|u| u.is_tls() && no_client_tls) {
-            return fail("client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url".into());
+            return fail(
+                "client TLS key/cert (--cert-file, --key-file) must be provided for \
+             metrics secure url"
+                    .into(),
+            );
         }
         Ok(())
     }
@@ -64,7 +70,8 @@ impl Config {
             let absent = missing(own, advertised, &mine);
             if !absent.is_empty() {
                 return Err(format!(
-                    "--initial-cluster has {absent} but missing from --initial-advertise-peer-urls={} (resolved urls do not match)",
+                    "--initial-cluster has {absent} but missing from \
+                     --initial-advertise-peer-urls={} (resolved urls do not match)",
                     url::join(advertised)
                 ));
             }

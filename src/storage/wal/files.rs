@@ -30,8 +30,8 @@ fn parse_name(name: &str) -> Option<(u64, u64)> {
 /// etcd takes an open-file-description write lock (F_OFD_SETLK). No safe wrapper offers that, so
 /// this takes two that together do the same: a POSIX write lock over the whole file, which
 /// conflicts with etcd's in both directions, and a flock, which also excludes a second log in this
-/// process. A POSIX lock ends when *any* descriptor of the file is closed in this process: a segment
-/// is opened once and all reading goes through that descriptor.
+/// process. A POSIX lock ends when *any* descriptor of the file is closed in this process: a
+/// segment is opened once and all reading goes through that descriptor.
 fn lock(file: &File, path: &Path) -> Result<(), WalError> {
     for attempt in [
         rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive),

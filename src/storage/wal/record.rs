@@ -148,7 +148,8 @@ pub(super) fn put_record(
     crc
 }
 
-/// Writes `raftpb.Entry`; the two fields that only the raft crate knows are not etcd's and stay out.
+/// Writes `raftpb.Entry`; the two fields that only the raft crate knows are not etcd's and stay
+/// out.
 pub(super) fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
     put_field(out, 1, entry.entry_type as u64);
     put_field(out, 2, entry.term);

@@ -381,7 +381,8 @@ async fn another_cluster_and_a_removed_member_stay_out() {
 #[tokio::test]
 async fn questions_outside_raft() {
     let members = r#"[{"id":9372538179322589801,"peerURLs":["http://10.0.0.1:2380"],"name":"m1",
-        "clientURLs":["http://10.0.0.1:2379"]},{"id":2,"peerURLs":["http://b:1"],"isLearner":true}]"#;
+        "clientURLs":["http://10.0.0.1:2379"]},
+        {"id":2,"peerURLs":["http://b:1"],"isLearner":true}]"#;
     let router = axum::Router::new()
         .route(
             "/version",

@@ -1,4 +1,5 @@
 //! TLS as etcd configures it: files re-read for each handshake, Go's verdicts and Go's words.
+//! Uses: base
 
 mod connect;
 mod fresh;

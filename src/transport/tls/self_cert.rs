@@ -35,7 +35,8 @@ pub fn self_cert(
             Ok(_) => return Ok(info),
             // etcd makes P-521 keys, which ring cannot use.
             Err(error) => {
-                tracing::warn!(%error, path = %cert_file.display(), "replacing self-signed certificate")
+                tracing::warn!(%error, path = %cert_file.display(), "replacing self-signed \
+                 certificate")
             }
         }
     }
