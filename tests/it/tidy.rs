@@ -28,7 +28,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("actix", &["src/actors/", "src/node/"]),
     ("actix_rt", &["src/actors/", "src/node/"]),
     ("fjall", &["src/storage/engine/"]),
-    ("tonic", &["src/grpc/", "src/transport/", "src/pb.rs"]),
+    ("tonic", &["src/grpc/", "src/transport/", "src/pb/"]),
     ("tokio", &["src/actors/", "src/grpc/", "src/http/", "src/node/", "src/transport/"]),
 ];
 /// Words that read a clock, and the places that may, with the reason.
