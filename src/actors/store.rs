@@ -3,11 +3,12 @@
 
 use crate::actors::core::Shared;
 use crate::actors::lease_keeper::{self, LeaseKeeper, LeaseKeeperAddr};
+use crate::actors::no_space::NoSpace;
 use crate::actors::raft::{self, RaftActor};
 use crate::actors::rt;
 use crate::apply::{Applied, Effect, Machine, Reply, describe};
 use crate::base::clock::Clock;
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 use crate::base::failpoint;
 use crate::base::ids::MemberId;
 use crate::cluster::members::{Members, PeerChange};
@@ -121,6 +122,7 @@ pub struct StoreActor {
     waiters: HashMap<u64, Waiter>,
     /// Answers of the batch at hand; they leave when its effects are published.
     answers: Vec<(Waiter, Result<Reply>)>,
+    no_space: NoSpace,
     compacting: bool,
     /// Replies to physical compactions, held until the rows are gone.
     physical: Vec<(Waiter, Result<Reply>)>,
@@ -138,6 +140,7 @@ impl StoreActor {
             lease_keeper: None,
             waiters: HashMap::new(),
             answers: Vec::new(),
+            no_space: NoSpace::default(),
             compacting: false,
             physical: Vec::new(),
         }
@@ -182,6 +185,10 @@ impl StoreActor {
         }
         for effect in effects {
             self.follow(effect);
+        }
+        if result == Err(Error::NoSpace) && !self.machine.no_space() {
+            self.no_space.exceeded(self.waiters.remove(&id), &self.shared);
+            return;
         }
         let physical = request.compaction.is_some_and(|compaction| compaction.physical);
         self.answer(id, result, physical);
@@ -236,7 +243,12 @@ impl StoreActor {
                 self.tell_lease_keeper(lease_keeper::Granted { id, ttl });
             }
             Effect::LeaseRevoked { id } => self.tell_lease_keeper(lease_keeper::Revoked { id }),
-            Effect::AlarmsChanged => self.shared.publish_alarms(self.machine.alarms()),
+            Effect::AlarmsChanged => {
+                self.shared.publish_alarms(self.machine.alarms());
+                if self.machine.no_space() {
+                    self.answers.extend(self.no_space.raised());
+                }
+            }
             Effect::CompactionScheduled { .. } => self.compacting = true,
             // The watch hub and lease checkpoints come with the next issue.
             Effect::Events { .. } | Effect::LeaseCheckpointed { .. } => {}
@@ -287,6 +299,7 @@ impl StoreActor {
         ctx.run_later(SWEEP_INTERVAL, |actor, ctx| {
             rt::or_abort("StoreActor", || {
                 actor.waiters.retain(|_, waiter| !waiter.is_closed());
+                actor.no_space.sweep(&actor.shared);
                 actor.machine.flush_position();
             });
             actor.sweep(ctx);
