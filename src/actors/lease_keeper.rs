@@ -212,6 +212,7 @@ impl LeaseKeeper {
             });
         }
         if !revokes.is_empty() {
+            failpoint::hit(failpoint::LEASE_REVOKE);
             self.shared.propose_as_leader(term, revokes);
         }
     }

@@ -159,6 +159,7 @@ impl RaftActor {
             return;
         }
         self.last_tick = now;
+        self.parts.shared.publish_tick(now);
         self.parts.driver.tick();
         if let Some(round) = &self.round
             && now.duration_since(round.asked_at) >= READ_INDEX_RETRY

@@ -147,6 +147,7 @@ async fn member(config: Config) -> Result<(), String> {
         forward: Arc::new(glue::Forward::new(connector.clone())),
         clock: clock.clone(),
         election_timeout,
+        tick_interval,
     });
     let (stop, stopping) = watch::channel(false);
     let (serving, serving_seen) = watch::channel(true);
