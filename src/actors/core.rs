@@ -51,6 +51,7 @@ pub struct Shared {
     applied: watch::Sender<u64>,
     members: ArcSwap<Members>,
     alarms: ArcSwap<Vec<rpc::AlarmMember>>,
+    ticked_at: ArcSwap<Option<Instant>>,
     leader_changed_at: ArcSwap<Option<Instant>>,
     leader_changes: AtomicU64,
     /// Where proposals and read-index requests go.
@@ -77,6 +78,7 @@ impl Shared {
             applied: watch::Sender::new(applied),
             members: ArcSwap::from_pointee(members),
             alarms: ArcSwap::from_pointee(alarms),
+            ticked_at: ArcSwap::default(),
             leader_changed_at: ArcSwap::default(),
             leader_changes: AtomicU64::new(0),
             inbox,
@@ -128,6 +130,11 @@ impl Shared {
     /// StoreActor only.
     pub fn publish_alarms(&self, alarms: Vec<rpc::AlarmMember>) {
         self.alarms.store(Arc::new(alarms));
+    }
+
+    /// RaftActor only: it is alive.
+    pub fn publish_tick(&self, now: Instant) {
+        self.ticked_at.store(Arc::new(Some(now)));
     }
 
     /// RaftActor only.
@@ -182,14 +189,20 @@ pub struct Core {
     pub forward: Arc<dyn LeaseForward>,
     pub clock: Arc<dyn Clock>,
     pub election_timeout: Duration,
+    pub tick_interval: Duration,
 }
 
 /// Part of the request timeout that does not depend on the election timeout
 /// (etcd v3.5.17 `config.go` ReqTimeout: 5 s for the disk, two elections).
 const REQUEST_TIMEOUT_BASE: Duration = Duration::from_secs(5);
-/// Pause between attempts to reach a leader for a lease call (etcd: half an election timeout,
-/// 500 ms).
-const FORWARD_PAUSE: Duration = Duration::from_millis(500);
+/// Pause between attempts to reach a leader for a lease call (etcd v3.5.17 `v3_server.go`
+/// LeaseRenew).
+const FORWARD_PAUSE: Duration = Duration::from_millis(50);
+/// How long a lease call waits for what is committed to be applied (etcd v3.5.17 applyTimeout).
+const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Ticks after which a leader that has not ticked makes sure of its leadership before it answers
+/// for leases (etcd v3.5.17 `server.go` ensureLeadership).
+const QUIET_TICKS_MAX: u32 = 3;
 
 impl Core {
     /// How long a request may take.
@@ -253,18 +266,44 @@ impl Core {
         }
     }
 
+    /// Whether this member may answer for leases: it leads, which it makes sure of if it may have
+    /// been asleep, and has applied what is committed. `NotLeader` if the leader is to be asked.
+    async fn leads(&self) -> Result<()> {
+        if !self.shared.standing().is_leader {
+            return Err(Error::NotLeader);
+        }
+        let ticked_at = **self.shared.ticked_at.load();
+        let quiet = ticked_at.map(|at| self.clock.now().saturating_duration_since(at));
+        if quiet.is_none_or(|quiet| quiet > QUIET_TICKS_MAX * self.tick_interval) {
+            self.read_index().await.map_err(|_| Error::NotLeader)?;
+        }
+        let standing = self.shared.standing();
+        if !standing.is_leader {
+            return Err(Error::NotLeader);
+        }
+        tokio::time::timeout(APPLY_TIMEOUT, self.wait_applied(standing.committed))
+            .await
+            .map_err(|_| Error::TimeoutWaitAppliedIndex)?
+    }
+
+    /// Where the leader is, if it is another member.
     fn leader_urls(&self) -> Option<Vec<String>> {
         let leader = self.shared.standing().leader;
+        if leader == self.shared.member_id {
+            return None;
+        }
         Some(self.shared.members().get(leader)?.peer_urls.clone())
     }
 
     async fn renew_here(&self, id: i64) -> Result<i64> {
+        self.leads().await?;
         let (reply, answer) = oneshot::channel();
         self.lease_keeper.do_send(lease_keeper::Renew { id: LeaseId(id), reply });
         answer.await.unwrap_or(Err(Error::Stopped))
     }
 
     async fn remaining_here(&self, id: i64) -> Result<(i64, i64)> {
+        self.leads().await?;
         let (reply, answer) = oneshot::channel();
         self.lease_keeper.do_send(lease_keeper::Remaining { id: LeaseId(id), reply });
         answer.await.unwrap_or(Err(Error::Stopped))

@@ -153,6 +153,29 @@ impl LeaseKeeper {
         }
     }
 
+    fn renew(&mut self, id: LeaseId, reply: oneshot::Sender<Result<i64>>) {
+        let answer = match (self.leading, self.leases.get(&id)) {
+            (None, _) => Err(Error::NotLeader),
+            (Some(_), None) => Err(Error::LeaseNotFound),
+            (Some(_), Some(entry)) if entry.revoking => {
+                self.late_renewals.push((id, reply));
+                return;
+            }
+            (Some(_), Some(entry)) => Ok(entry.ttl),
+        };
+        if answer.is_ok() {
+            self.set_deadline(id, Duration::ZERO);
+        }
+        let _ = reply.send(answer);
+    }
+
+    fn revoked(&mut self, id: LeaseId) {
+        self.leases.remove(&id);
+        for (_, reply) in self.late_renewals.extract_if(.., |(late, _)| *late == id) {
+            let _ = reply.send(Err(Error::LeaseNotFound));
+        }
+    }
+
     fn look(&mut self) {
         failpoint::hit(failpoint::LEASE_LOOK);
         self.late_renewals.retain(|(_, reply)| !reply.is_closed());
@@ -189,6 +212,7 @@ impl LeaseKeeper {
             });
         }
         if !revokes.is_empty() {
+            failpoint::hit(failpoint::LEASE_REVOKE);
             self.shared.propose_as_leader(term, revokes);
         }
     }
@@ -220,10 +244,7 @@ impl Handles<Granted> for LeaseKeeper {
 
 impl Handles<Revoked> for LeaseKeeper {
     fn handle(&mut self, Revoked { id }: Revoked, _: &mut Life<'_, Self>) {
-        self.leases.remove(&id);
-        for (_, reply) in self.late_renewals.extract_if(.., |(late, _)| *late == id) {
-            let _ = reply.send(Err(Error::LeaseNotFound));
-        }
+        self.revoked(id);
     }
 }
 
@@ -242,19 +263,7 @@ impl Handles<Demoted> for LeaseKeeper {
 
 impl Handles<Renew> for LeaseKeeper {
     fn handle(&mut self, Renew { id, reply }: Renew, _: &mut Life<'_, Self>) {
-        let answer = match (self.leading, self.leases.get(&id)) {
-            (None, _) => Err(Error::NotLeader),
-            (Some(_), None) => Err(Error::LeaseNotFound),
-            (Some(_), Some(entry)) if entry.revoking => {
-                self.late_renewals.push((id, reply));
-                return;
-            }
-            (Some(_), Some(entry)) => Ok(entry.ttl),
-        };
-        if answer.is_ok() {
-            self.set_deadline(id, Duration::ZERO);
-        }
-        let _ = reply.send(answer);
+        self.renew(id, reply);
     }
 }
 
@@ -264,6 +273,7 @@ impl Handles<Remaining> for LeaseKeeper {
         let answer = match (self.leading, self.leases.get(&id)) {
             (None, _) => Err(Error::NotLeader),
             (Some(_), None) => Err(Error::LeaseNotFound),
+            (Some(_), Some(entry)) if entry.revoking => Ok((entry.ttl, 0)),
             (Some(_), Some(entry)) => {
                 let left =
                     entry.deadline.map_or(Duration::ZERO, |d| d.saturating_duration_since(now));
@@ -283,5 +293,121 @@ impl Handles<ByDeadline> for LeaseKeeper {
             .collect();
         leases.sort_unstable();
         let _ = reply.send(leases.into_iter().map(|(_, _, id)| id).collect());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::inbox::{Ask, Inbox, Outlet};
+    use crate::base::ids::{ClusterId, MemberId};
+    use crate::cluster::members::Members;
+    use crate::lease::LeaseTable;
+    use crate::mvcc::backend::MemBackend;
+    use crate::raft::driver::Standing;
+    use parking_lot::Mutex;
+    use std::collections::BTreeMap;
+
+    struct ManualClock(Mutex<Instant>);
+
+    impl Clock for ManualClock {
+        fn now(&self) -> Instant {
+            *self.0.lock()
+        }
+
+        fn unix(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    struct World {
+        outlet: Outlet,
+        clock: Arc<ManualClock>,
+        shared: Arc<Shared>,
+        leases: LeaseTable,
+    }
+
+    const LEASE: LeaseId = LeaseId(7);
+
+    impl World {
+        fn new() -> World {
+            let (members, unix) = (Members::default(), Duration::ZERO);
+            let (inbox, outlet) = Inbox::new();
+            let (member, cluster) = (MemberId(1), ClusterId(2));
+            let shared = Shared::new(member, cluster, unix, 0, members, Vec::new(), inbox);
+            let mut leases =
+                LeaseTable::open(&MemBackend::default(), 2, false, BTreeMap::new()).unwrap();
+            leases.grant(LEASE, 10).unwrap();
+            let clock = Arc::new(ManualClock(Mutex::new(Instant::now())));
+            World { outlet, clock, shared: Arc::new(shared), leases }
+        }
+
+        fn keeper(&self) -> LeaseKeeper {
+            let reader = self.leases.reader();
+            let extension = Duration::from_secs(1);
+            LeaseKeeper::new(&reader, extension, self.shared.clone(), self.clock.clone())
+        }
+
+        fn lead(&self, term: u64) {
+            self.shared.publish_standing(Standing { term, is_leader: true, ..Standing::default() });
+            self.shared.publish_promoted(term);
+        }
+
+        fn pass(&self, seconds: u64) {
+            *self.clock.0.lock() += Duration::from_secs(seconds);
+        }
+    }
+
+    fn renew(keeper: &mut LeaseKeeper) -> oneshot::Receiver<Result<i64>> {
+        let (reply, answer) = oneshot::channel();
+        keeper.renew(LEASE, reply);
+        answer
+    }
+
+    fn is_revoking(keeper: &mut LeaseKeeper) -> bool {
+        keeper.look();
+        keeper.leases[&LEASE].revoking
+    }
+
+    #[test]
+    fn one_made_anew_leads_and_extends_only_if_it_was_promoted() {
+        let world = World::new();
+        assert_eq!(world.keeper().leading, None);
+        world.lead(5);
+        let mut keeper = world.keeper();
+        assert_eq!(keeper.leading, Some(5));
+        world.pass(10);
+        assert!(!is_revoking(&mut keeper), "the extension is not over");
+        world.pass(1);
+        assert!(is_revoking(&mut keeper));
+        // Elected again, but what came before is not applied.
+        world.shared.publish_standing(Standing { term: 6, is_leader: true, ..Standing::default() });
+        assert_eq!(world.keeper().leading, None);
+    }
+
+    #[test]
+    fn a_renewal_waits_for_the_revoke_or_for_the_next_leader() {
+        let mut world = World::new();
+        world.lead(5);
+        let mut keeper = world.keeper();
+        assert_eq!(renew(&mut keeper).try_recv().unwrap(), Ok(10));
+        world.pass(11);
+        assert!(is_revoking(&mut keeper));
+        let ask = world.outlet.take();
+        assert!(
+            matches!(ask, Some(Ask::ProposeAsLeader { term: 5, payloads }) if payloads.len() == 1)
+        );
+        let mut late = renew(&mut keeper);
+        assert!(late.try_recv().is_err(), "waits");
+        keeper.revoked(LEASE);
+        assert_eq!(late.try_recv().unwrap(), Err(Error::LeaseNotFound));
+
+        let mut keeper = world.keeper();
+        world.pass(11);
+        assert!(is_revoking(&mut keeper));
+        let mut late = renew(&mut keeper);
+        keeper.promote(7);
+        assert_eq!(late.try_recv().unwrap(), Err(Error::NotLeader));
+        assert_eq!(renew(&mut keeper).try_recv().unwrap(), Ok(10), "alive in the new term");
     }
 }

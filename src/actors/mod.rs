@@ -9,6 +9,7 @@ pub mod handle;
 pub mod inbox;
 mod leader_only;
 pub mod lease_keeper;
+mod no_space;
 pub mod raft;
 pub mod rt;
 pub mod store;

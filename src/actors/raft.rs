@@ -13,7 +13,7 @@ use crate::base::failpoint;
 use crate::base::ids::MemberId;
 use crate::base::limits;
 use crate::cluster::members::PeerChange;
-use crate::pb::raftpb::Message as RaftMessage;
+use crate::pb::raftpb::{Entry, EntryType, Message as RaftMessage};
 use crate::raft::driver::{Change, Driver, Standing};
 use crate::raft::log::Archive;
 use crate::storage::wal::{Wal, WalReader};
@@ -32,6 +32,8 @@ const GATHER_FROM: usize = 16;
 const GATHER_SHARE: usize = 4;
 /// How long it waits: about as long as a fast fdatasync takes.
 const GATHER_PAUSE: Duration = Duration::from_micros(100);
+/// How often waiters whose callers have gone are forgotten while nothing commits.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// An idle member writes its newest commit index down within this time.
 const COMMIT_WRITE_DELAY: Duration = Duration::from_millis(100);
 
@@ -47,7 +49,7 @@ impl Archive for WalReader {
         low: u64,
         high: u64,
         bytes_max: u64,
-    ) -> std::result::Result<Vec<crate::pb::raftpb::Entry>, String> {
+    ) -> std::result::Result<Vec<Entry>, String> {
         WalReader::entries(self, low, high, bytes_max).map_err(|error| error.to_string())
     }
 }
@@ -65,14 +67,11 @@ pub struct Step {
 #[rtype(result = "()")]
 pub struct Unreachable(pub MemberId);
 
-/// StoreActor has applied up to `index`; `changes` are the conf changes on the way, as raft has to
-/// take them (a rejected one as a change of nothing).
+/// StoreActor has applied conf changes: each with its index and as raft has to take it (a rejected
+/// one as a change of nothing). That other entries are applied, RaftActor sees from `Shared`.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Applied {
-    pub index: u64,
-    pub changes: Vec<(Change, PeerChange)>,
-}
+pub struct Changed(pub Vec<(u64, Change, PeerChange)>);
 
 /// Writes everything down; answered before the process ends.
 #[derive(Message)]
@@ -111,7 +110,12 @@ pub struct RaftActor {
     leader_only: LeaderOnly,
     round: Option<Round>,
     next_round: Vec<oneshot::Sender<Result<u64>>>,
+    /// Waiters of entries that are proposed and not yet handed to StoreActor.
+    registered: Vec<(u64, Waiter)>,
+    /// Indexes of conf changes that StoreActor has and raft has not taken yet.
+    unchanged: VecDeque<u64>,
     last_tick: Instant,
+    last_sweep: Instant,
     /// Commit index that the WAL's newest hard state holds.
     commit_written: u64,
     last_write: Instant,
@@ -128,7 +132,10 @@ impl RaftActor {
             leader_only: LeaderOnly::default(),
             round: None,
             next_round: Vec::new(),
+            registered: Vec::new(),
+            unchanged: VecDeque::new(),
             last_tick: now,
+            last_sweep: now,
             commit_written,
             last_write: now,
             parts,
@@ -159,6 +166,7 @@ impl RaftActor {
             return;
         }
         self.last_tick = now;
+        self.parts.shared.publish_tick(now);
         self.parts.driver.tick();
         if let Some(round) = &self.round
             && now.duration_since(round.asked_at) >= READ_INDEX_RETRY
@@ -167,6 +175,10 @@ impl RaftActor {
         }
         if now.duration_since(self.last_write) >= COMMIT_WRITE_DELAY {
             self.write_commit();
+        }
+        if now.duration_since(self.last_sweep) >= SWEEP_INTERVAL {
+            self.last_sweep = now;
+            self.registered.retain(|(_, waiter)| !waiter.is_closed());
         }
     }
 
@@ -226,8 +238,16 @@ impl RaftActor {
         }
     }
 
+    /// Tells raft what StoreActor has applied, up to the first conf change that raft has not taken.
+    fn follow_applied(&mut self) {
+        let applied = self.parts.shared.applied_index();
+        let index = self.unchanged.front().map_or(applied, |first| applied.min(first - 1));
+        self.parts.driver.applied(index);
+    }
+
     fn flush(&mut self) {
         failpoint::hit(failpoint::RAFT_FLUSH);
+        self.follow_applied();
         self.take_asks();
         self.propose();
         self.read_index();
@@ -259,7 +279,10 @@ impl RaftActor {
             let mut committed = work.committed;
             committed.extend(saved.committed);
             if !committed.is_empty() {
-                self.parts.store.do_send(store::Apply(committed));
+                let is_change = |e: &&Entry| e.entry_type != EntryType::EntryNormal as i32;
+                self.unchanged.extend(committed.iter().filter(is_change).map(|e| e.index));
+                let waiters = std::mem::take(&mut self.registered);
+                self.parts.store.do_send(store::Apply { waiters, entries: committed });
             }
             for (context, index) in work.read_states {
                 self.answer_round(context, index);
@@ -298,7 +321,7 @@ impl RaftActor {
             return;
         }
         match self.parts.driver.propose(payloads) {
-            Ok(()) => self.parts.store.do_send(store::Register(waiters)),
+            Ok(()) => self.registered.extend(waiters),
             Err(_) => {
                 for (_, reply) in waiters {
                     let _ = reply.send(Err(Error::Timeout));
@@ -425,24 +448,22 @@ impl Handler<Unreachable> for RaftActor {
     }
 }
 
-impl Handler<Applied> for RaftActor {
+impl Handler<Changed> for RaftActor {
     type Result = ();
 
-    fn handle(&mut self, applied: Applied, ctx: &mut Self::Context) {
-        let changed = !applied.changes.is_empty();
+    fn handle(&mut self, Changed(changes): Changed, ctx: &mut Self::Context) {
         rt::or_abort("RaftActor", || {
-            for (change, peer) in applied.changes {
-                // IMPORTANT: before `applied` advances past the change.
+            for (index, change, peer) in changes {
+                // IMPORTANT: before `applied` advances to the change.
                 if let Err(error) = self.parts.driver.apply_conf_change(&change) {
                     rt::fatal(&format!("raft refused a committed conf change: {error}"));
                 }
                 self.parts.peers.change(peer);
+                assert_eq!(self.unchanged.pop_front(), Some(index), "changes come in order");
             }
-            self.parts.driver.applied(applied.index);
+            self.follow_applied();
         });
-        if changed || !self.next_round.is_empty() {
-            self.arm(ctx);
-        }
+        self.arm(ctx);
     }
 }
 

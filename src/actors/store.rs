@@ -3,11 +3,12 @@
 
 use crate::actors::core::Shared;
 use crate::actors::lease_keeper::{self, LeaseKeeper, LeaseKeeperAddr};
+use crate::actors::no_space::NoSpace;
 use crate::actors::raft::{self, RaftActor};
 use crate::actors::rt;
 use crate::apply::{Applied, Effect, Machine, Reply, describe};
 use crate::base::clock::Clock;
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 use crate::base::failpoint;
 use crate::base::ids::MemberId;
 use crate::cluster::members::{Members, PeerChange};
@@ -83,15 +84,13 @@ pub fn apply_membership(members: &mut Members, request: &rpc::InternalRaftReques
     false
 }
 
-/// Proposals whose entries will come through [`Apply`].
+/// Committed entries in log order, and who waits for them or for later ones.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Register(pub Vec<(u64, Waiter)>);
-
-/// Committed entries in log order.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Apply(pub Vec<Entry>);
+pub struct Apply {
+    pub waiters: Vec<(u64, Waiter)>,
+    pub entries: Vec<Entry>,
+}
 
 /// Brings everything applied to the engine; answered before the process ends.
 #[derive(Message)]
@@ -121,6 +120,7 @@ pub struct StoreActor {
     waiters: HashMap<u64, Waiter>,
     /// Answers of the batch at hand; they leave when its effects are published.
     answers: Vec<(Waiter, Result<Reply>)>,
+    no_space: NoSpace,
     compacting: bool,
     /// Replies to physical compactions, held until the rows are gone.
     physical: Vec<(Waiter, Result<Reply>)>,
@@ -138,14 +138,16 @@ impl StoreActor {
             lease_keeper: None,
             waiters: HashMap::new(),
             answers: Vec::new(),
+            no_space: NoSpace::default(),
             compacting: false,
             physical: Vec::new(),
         }
     }
 
-    fn apply(&mut self, entry: &Entry, changes: &mut Vec<(Change, PeerChange)>) {
+    fn apply(&mut self, entry: &Entry, changes: &mut Vec<(u64, Change, PeerChange)>) {
         if let Some(change) = Change::of(entry) {
-            changes.push(self.apply_change(entry, change));
+            let (change, peer) = self.apply_change(entry, change);
+            changes.push((entry.index, change, peer));
             return;
         }
         match payload(entry) {
@@ -182,6 +184,10 @@ impl StoreActor {
         }
         for effect in effects {
             self.follow(effect);
+        }
+        if result == Err(Error::NoSpace) && !self.machine.no_space() {
+            self.no_space.exceeded(self.waiters.remove(&id), &self.shared);
+            return;
         }
         let physical = request.compaction.is_some_and(|compaction| compaction.physical);
         self.answer(id, result, physical);
@@ -236,7 +242,12 @@ impl StoreActor {
                 self.tell_lease_keeper(lease_keeper::Granted { id, ttl });
             }
             Effect::LeaseRevoked { id } => self.tell_lease_keeper(lease_keeper::Revoked { id }),
-            Effect::AlarmsChanged => self.shared.publish_alarms(self.machine.alarms()),
+            Effect::AlarmsChanged => {
+                self.shared.publish_alarms(self.machine.alarms());
+                if self.machine.no_space() {
+                    self.answers.extend(self.no_space.raised());
+                }
+            }
             Effect::CompactionScheduled { .. } => self.compacting = true,
             // The watch hub and lease checkpoints come with the next issue.
             Effect::Events { .. } | Effect::LeaseCheckpointed { .. } => {}
@@ -287,6 +298,7 @@ impl StoreActor {
         ctx.run_later(SWEEP_INTERVAL, |actor, ctx| {
             rt::or_abort("StoreActor", || {
                 actor.waiters.retain(|_, waiter| !waiter.is_closed());
+                actor.no_space.sweep(&actor.shared);
                 actor.machine.flush_position();
             });
             actor.sweep(ctx);
@@ -324,18 +336,11 @@ impl Handler<Connect> for StoreActor {
     }
 }
 
-impl Handler<Register> for StoreActor {
-    type Result = ();
-
-    fn handle(&mut self, Register(waiters): Register, _: &mut Self::Context) {
-        self.waiters.extend(waiters);
-    }
-}
-
 impl Handler<Apply> for StoreActor {
     type Result = ();
 
-    fn handle(&mut self, Apply(entries): Apply, ctx: &mut Self::Context) {
+    fn handle(&mut self, Apply { waiters, entries }: Apply, ctx: &mut Self::Context) {
+        self.waiters.extend(waiters);
         let was_compacting = self.compacting;
         let mut changes = Vec::new();
         rt::or_abort("StoreActor", || {
@@ -354,8 +359,10 @@ impl Handler<Apply> for StoreActor {
             // A caller that has gone needs no answer.
             let _ = waiter.send(result);
         }
-        if let Some(raft) = &self.raft {
-            raft.do_send(raft::Applied { index: last.index, changes });
+        if let Some(raft) = &self.raft
+            && !changes.is_empty()
+        {
+            raft.do_send(raft::Changed(changes));
         }
         if self.compacting && !was_compacting {
             ctx.notify(CompactStep);

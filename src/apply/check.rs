@@ -6,7 +6,7 @@ use crate::pb::etcdserverpb as rpc;
 use rpc::request_op::Request;
 
 /// What a lease costs against the quota (etcd v3.5.17 leaseOverhead).
-pub(super) const LEASE_COST: u64 = 64;
+pub const LEASE_COST: u64 = 64;
 /// What a key costs beside its bytes (etcd v3.5.17 kvOverhead).
 const KEY_COST: u64 = 256;
 
@@ -34,12 +34,12 @@ pub(super) fn gate(alarms: &Alarms, request: &rpc::InternalRaftRequest) -> Resul
 }
 
 /// What a put costs against the quota.
-pub(super) fn put_cost(put: &rpc::PutRequest) -> u64 {
+pub fn put_cost(put: &rpc::PutRequest) -> u64 {
     KEY_COST + (put.key.len() + put.value.len()) as u64
 }
 
 /// What a transaction costs: its dearer branch. As in etcd, nested transactions are free.
-pub(super) fn txn_cost(txn: &rpc::TxnRequest) -> u64 {
+pub fn txn_cost(txn: &rpc::TxnRequest) -> u64 {
     let cost = |ops: &[rpc::RequestOp]| -> u64 {
         ops.iter()
             .map(|op| match &op.request {

@@ -1,7 +1,7 @@
 //! The machine that applies entries: dispatch, the one batch of an entry, its effects.
 
 use super::alarm::Alarms;
-use super::quota::Quota;
+use super::quota::{Quota, QuotaReader};
 use super::{Applied, Effect, Event, Reply, check};
 use crate::base::error::Error;
 use crate::lease::{LeaseReader, LeaseTable};
@@ -94,6 +94,16 @@ impl Machine {
     /// A handle for reads of the leases.
     pub fn lease_reader(&self) -> LeaseReader {
         self.leases.reader()
+    }
+
+    /// A handle for checks of the space quota.
+    pub fn quota_reader(&self) -> QuotaReader {
+        self.quota.reader(Arc::clone(&self.backend.0))
+    }
+
+    /// Whether some member has raised the NOSPACE alarm.
+    pub fn no_space(&self) -> bool {
+        self.alarms.no_space()
     }
 
     /// The raised alarms, by kind and member.

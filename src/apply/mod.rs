@@ -21,7 +21,9 @@ mod readonly;
 mod tests;
 mod txn;
 
+pub use check::{LEASE_COST, put_cost, txn_cost};
 pub use machine::{Machine, Options};
+pub use quota::QuotaReader;
 pub use readonly::txn_readonly;
 
 /// The answer to the one who proposed the entry. Headers hold the revision only; the edge fills in

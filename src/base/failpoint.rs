@@ -14,6 +14,8 @@ pub const STORE_APPLY: &str = "store-apply";
 pub const COMPACT_STEP: &str = "compact-step";
 /// LeaseKeeper is about to look for expired leases.
 pub const LEASE_LOOK: &str = "lease-look";
+/// LeaseKeeper has found expired leases and is about to propose their revokes.
+pub const LEASE_REVOKE: &str = "lease-revoke";
 /// The WAL is about to write records; an error is the write's.
 pub const WAL_WRITE: &str = "wal-write";
 /// The WAL has written records and not synced them.
@@ -29,6 +31,7 @@ pub const ALL: &[&str] = &[
     STORE_APPLY,
     COMPACT_STEP,
     LEASE_LOOK,
+    LEASE_REVOKE,
     WAL_WRITE,
     WAL_WRITTEN,
     WAL_SYNC,

@@ -4,7 +4,7 @@ use super::observer::{NoObserver, Observer};
 use super::{status, validate};
 use crate::actors::handle::NodeHandle;
 use crate::apply::Reply;
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 use crate::base::limits::{GRPC_OVERHEAD_BYTES, REQUEST_BYTES_MAX};
 use crate::pb::etcdserverpb as rpc;
 use std::sync::Arc;
@@ -36,6 +36,10 @@ pub trait Reads: Send + Sync + 'static {
     fn hash(&self) -> Result<u32>;
     /// Bytes the backend takes.
     fn size_bytes(&self) -> u64;
+    /// Whether a write that costs so much against the space quota still fits.
+    fn fits(&self, _cost: u64) -> bool {
+        true
+    }
     /// Bytes of the backend that hold data.
     fn size_in_use_bytes(&self) -> u64 {
         self.size_bytes()
@@ -125,6 +129,26 @@ impl Edge {
         header.cluster_id = self.node.cluster_id().0;
         header.member_id = self.node.member_id().0;
         header.raft_term = self.node.raft_status().term;
+    }
+
+    /// Refuses what does not fit into the space quota, after raising this member's alarm, before
+    /// any other check (etcd v3.5.17 `api/v3rpc/quota.go`).
+    pub async fn check_quota(&self, cost: u64) -> std::result::Result<(), Status> {
+        if cost == 0 || self.reads.fits(cost) {
+            return Ok(());
+        }
+        let alarm = rpc::AlarmType::Nospace as i32;
+        let member_id = self.node.member_id().0;
+        // Raising it again would only make the log longer.
+        if !self.node.alarms().contains(&rpc::AlarmMember { member_id, alarm }) {
+            let action = rpc::alarm_request::AlarmAction::Activate as i32;
+            let raise = rpc::AlarmRequest { action, member_id, alarm };
+            let request = rpc::InternalRaftRequest { alarm: Some(raise), ..Default::default() };
+            if let Err(status) = self.propose(request).await {
+                tracing::warn!(error = %status.message(), "failed to raise the NOSPACE alarm");
+            }
+        }
+        Err(status::of(Error::NoSpace))
     }
 
     /// Checks the size and proposes.

@@ -2,7 +2,7 @@
 
 use super::edge::{Edge, Reads, unexpected};
 use super::{status, validate};
-use crate::apply::{Reply, describe};
+use crate::apply::{self, Reply, describe};
 use crate::base::clock::{Clock as _, SystemClock};
 use crate::base::error::{Error, Result};
 use crate::obs::metrics::metrics;
@@ -61,6 +61,7 @@ impl rpc::kv_server::Kv for Service {
         request: Request<rpc::PutRequest>,
     ) -> std::result::Result<Response<rpc::PutResponse>, Status> {
         let request = request.into_inner();
+        self.0.check_quota(apply::put_cost(&request)).await?;
         validate::put(&request).map_err(status::of)?;
         let request = rpc::InternalRaftRequest { put: Some(request), ..Default::default() };
         match self.0.propose(request).await? {
@@ -94,6 +95,7 @@ impl rpc::kv_server::Kv for Service {
         request: Request<rpc::TxnRequest>,
     ) -> std::result::Result<Response<rpc::TxnResponse>, Status> {
         let request = request.into_inner();
+        self.0.check_quota(apply::txn_cost(&request)).await?;
         validate::txn(&request, self.0.options.max_txn_ops).map_err(status::of)?;
         let mut response = if validate::is_readonly(&request) {
             let slow = SlowRead::begin(self.0.options.slow_read);

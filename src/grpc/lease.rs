@@ -2,7 +2,7 @@
 
 use super::edge::{Edge, unexpected};
 use super::status;
-use crate::apply::Reply;
+use crate::apply::{self, Reply};
 use crate::base::error::Error;
 use crate::pb::etcdserverpb as rpc;
 use futures_util::Stream;
@@ -21,6 +21,7 @@ impl rpc::lease_server::Lease for Service {
         request: Request<rpc::LeaseGrantRequest>,
     ) -> Result<Response<rpc::LeaseGrantResponse>, Status> {
         let mut request = request.into_inner();
+        self.0.check_quota(apply::LEASE_COST).await?;
         while request.id == 0 {
             request.id = ((self.0.options.lease_ids)() & i64::MAX as u64) as i64;
         }

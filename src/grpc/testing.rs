@@ -95,6 +95,9 @@ impl Node for FakeNode {
     }
 }
 
+/// What the store still has room for.
+pub const QUOTA: u64 = 1_575_000;
+
 /// A store at revision 7 that counts what it is asked.
 pub struct FakeReads;
 
@@ -119,6 +122,9 @@ impl Reads for FakeReads {
     }
     fn size_bytes(&self) -> u64 {
         4096
+    }
+    fn fits(&self, cost: u64) -> bool {
+        cost < QUOTA
     }
 }
 

@@ -1,6 +1,6 @@
 //! The edge as a client sees it: real HTTP/2 on a loopback port, a fake node behind.
 
-use super::testing::{FakeNode, FakeReads, Notes, options};
+use super::testing::{FakeNode, FakeReads, Notes, QUOTA, options};
 use super::{Services, status};
 use crate::apply::Reply;
 use crate::base::error::Error;
@@ -120,6 +120,20 @@ async fn sizes() {
     let error = kv.put(put_of(2 * 1024 * 1024)).await.unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted);
     assert_eq!(error.message(), "grpc: received message larger than max (2097160 vs. 2097152)");
+}
+
+#[tokio::test]
+async fn beyond_the_quota_an_alarm_is_raised_before_any_other_check() {
+    let server = serve().await;
+    let mut kv = KvClient::new(server.channel.clone());
+    *server.node.reply.lock() = Some(Ok(Reply::Alarm(rpc::AlarmResponse::default())));
+    let mut large = put_of(QUOTA as usize);
+    large.key = "".into();
+    assert_status(kv.put(large).await, Error::NoSpace);
+    let raise = rpc::AlarmRequest { action: 1, member_id: 0x11, alarm: 1 };
+    let proposed = std::mem::take(&mut *server.node.proposed.lock());
+    assert_eq!(proposed.len(), 1, "the put itself is not proposed");
+    assert_eq!(proposed[0].alarm, Some(raise));
 }
 
 #[tokio::test]

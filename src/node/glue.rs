@@ -192,6 +192,7 @@ fn parse_urls(urls: &[String]) -> Vec<Url> {
 pub struct Reads {
     pub reader: mvcc::Reader,
     pub engine: Arc<Engine>,
+    pub quota: crate::apply::QuotaReader,
 }
 
 impl crate::grpc::Reads for Reads {
@@ -217,6 +218,10 @@ impl crate::grpc::Reads for Reads {
 
     fn size_bytes(&self) -> u64 {
         self.engine.size_bytes()
+    }
+
+    fn fits(&self, cost: u64) -> bool {
+        self.quota.fits(cost)
     }
 }
 

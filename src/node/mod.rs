@@ -68,6 +68,7 @@ async fn member(config: Config) -> Result<(), String> {
     ));
     let reader = booted.machine.reader();
     let leases = booted.machine.lease_reader();
+    let quota = booted.machine.quota_reader();
     let driver = Driver::new(
         Settings {
             member: booted.member,
@@ -146,6 +147,7 @@ async fn member(config: Config) -> Result<(), String> {
         forward: Arc::new(glue::Forward::new(connector.clone())),
         clock: clock.clone(),
         election_timeout,
+        tick_interval,
     });
     let (stop, stopping) = watch::channel(false);
     let (serving, serving_seen) = watch::channel(true);
@@ -156,7 +158,7 @@ async fn member(config: Config) -> Result<(), String> {
         () = publish::publish(&core, &config) => {}
         () = serve::stop_signal() => return Ok(()),
     }
-    let reads = Arc::new(glue::Reads { reader, engine: booted.engine.clone() });
+    let reads = Arc::new(glue::Reads { reader, engine: booted.engine.clone(), quota });
     serve::clients(&config, &tls, listeners.clients, &core, reads, serving_seen, stopping)?;
     serve::stop_signal().await;
 

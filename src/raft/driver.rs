@@ -188,8 +188,11 @@ impl<A: Archive> Driver<A> {
         Ok(state)
     }
 
-    /// The machine has applied everything up to `index`.
+    /// The machine has applied everything up to `index`, which may be said more than once.
     pub fn applied(&mut self, index: u64) {
+        if index <= self.raw.raft.raft_log.applied {
+            return;
+        }
         self.raw.advance_apply_to(index);
         self.raw.mut_store().set_applied(index);
     }

@@ -2,4 +2,5 @@
 
 mod flags;
 mod golden;
+mod process;
 mod tidy;

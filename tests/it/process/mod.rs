@@ -1,0 +1,8 @@
+//! The daemon as a process: started, loaded, broken at its failpoints, killed, started again.
+
+mod compaction;
+mod daemon;
+mod durable;
+mod lease;
+mod load;
+mod quota;
