@@ -9,6 +9,7 @@ use crate::grpc::{self, GrpcOptions};
 use crate::http;
 use crate::node::glue::Reads;
 use crate::pb::etcdserverpb as rpc;
+use crate::transport::edge_threads::EdgeThreads;
 use crate::transport::listen::{self, App, Listener, ServeOptions};
 use crate::transport::rafthttp::Transport;
 use crate::transport::tls::{self, TlsInfo};
@@ -253,7 +254,12 @@ pub fn clients(
     let both = ClientApp { services, web: access(beside_grpc.fallback(http::not_found)) };
     let (keepalive_interval, keepalive_timeout) =
         keepalive(config.grpc_keepalive_interval, config.grpc_keepalive_timeout);
+    let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = EdgeThreads::start(count)
+        .map_err(|error| format!("failed to start the threads of client connections: {error}"))?;
+    let threads = Arc::new(threads);
     let serve_options = |plain: bool, with_tls: bool| ServeOptions {
+        threads: Some(threads.clone()),
         tls: with_tls.then(|| tls.client.clone()).flatten(),
         plain,
         peer: false,

@@ -2,6 +2,7 @@
 //! Uses: base, pb
 
 mod conn_task;
+pub mod edge_threads;
 pub mod listen;
 pub mod rafthttp;
 pub mod tls;

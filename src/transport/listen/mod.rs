@@ -8,6 +8,7 @@ mod socket;
 pub use bind::{Listener, bind, bind_with, connection_limit};
 
 use crate::transport::conn_task::{ConnTask, StreamExecutor};
+use crate::transport::edge_threads::EdgeThreads;
 use crate::transport::tls::{ServerTls, TlsInfo};
 use axum::BoxError;
 use axum::body::Body;
@@ -16,7 +17,7 @@ use handshake::secure;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use socket::Socket;
+use socket::{Detached, Socket};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -79,6 +80,8 @@ pub struct ServeOptions {
     pub keepalive_timeout: Duration,
     /// Further connections wait in the kernel.
     pub max_connections: usize,
+    /// Where connections are served; on the listener's own runtime if `None`.
+    pub threads: Option<Arc<EdgeThreads>>,
 }
 
 impl Default for ServeOptions {
@@ -91,6 +94,7 @@ impl Default for ServeOptions {
             keepalive_interval: Some(Duration::from_secs(2 * 60 * 60)),
             keepalive_timeout: Duration::from_secs(20),
             max_connections: connection_limit(),
+            threads: None,
         }
     }
 }
@@ -159,10 +163,23 @@ pub async fn serve(
                 Ok((socket, remote)) => {
                     pause = ACCEPT_PAUSE.0;
                     let shared = shared.clone();
-                    tasks.spawn(async move {
-                        let _permit = permit;
-                        connection(&shared, socket, remote).await;
-                    });
+                    let place = shared.options.threads.as_ref().and_then(|threads| threads.place());
+                    let Some(place) = place else {
+                        tasks.spawn(async move {
+                            let _permit = permit;
+                            connection(&shared, socket, remote).await;
+                        });
+                        continue;
+                    };
+                    let runtime = place.runtime.clone();
+                    let moved = async move {
+                        let _held = (permit, place);
+                        // A socket that the system will not hand over is gone.
+                        if let Ok(socket) = socket.detach().and_then(Detached::attach) {
+                            connection(&shared, socket, remote).await;
+                        }
+                    };
+                    tasks.spawn_on(moved, &runtime);
                 }
                 Err(error) => {
                     tracing::warn!(%error, address = %listener.local_addr(), "failed to accept");

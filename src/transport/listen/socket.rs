@@ -13,7 +13,31 @@ pub(super) enum Socket {
     Unix(UnixStream),
 }
 
+/// A connection between two runtimes.
+pub(super) enum Detached {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Detached {
+    /// Takes the connection up in the runtime of the caller.
+    pub(super) fn attach(self) -> io::Result<Socket> {
+        Ok(match self {
+            Self::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+            Self::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
+        })
+    }
+}
+
 impl Socket {
+    /// Takes the connection out of its runtime.
+    pub(super) fn detach(self) -> io::Result<Detached> {
+        Ok(match self {
+            Self::Tcp(stream) => Detached::Tcp(stream.into_std()?),
+            Self::Unix(stream) => Detached::Unix(stream.into_std()?),
+        })
+    }
+
     /// The first byte, left in place; `None` at the end of the stream.
     pub(super) async fn peek(&self) -> io::Result<Option<u8>> {
         use rustix::net::{RecvFlags, recv};
