@@ -17,6 +17,7 @@ mod lease;
 mod machine;
 mod quota;
 mod readonly;
+mod size;
 #[cfg(test)]
 mod tests;
 mod txn;

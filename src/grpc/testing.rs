@@ -126,6 +126,9 @@ impl Reads for FakeReads {
     fn fits(&self, cost: u64) -> bool {
         cost < QUOTA
     }
+    fn size_in_use_bytes(&self) -> u64 {
+        4096
+    }
 }
 
 /// Writes down what it is told.

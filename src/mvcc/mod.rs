@@ -8,6 +8,7 @@ mod index;
 mod read;
 mod row;
 mod shared;
+pub mod size;
 mod store;
 
 pub use compact::CompactProgress;

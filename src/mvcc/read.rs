@@ -191,6 +191,16 @@ impl Reader {
         self.shared.revision.load(Ordering::Acquire)
     }
 
+    /// Bytes that etcd's file would have with this store's history, from the log alone.
+    pub fn size_bytes(&self) -> u64 {
+        self.shared.on_disk.load(Ordering::Relaxed)
+    }
+
+    /// The part of [`Reader::size_bytes`] that holds rows.
+    pub fn size_in_use_bytes(&self) -> u64 {
+        self.shared.in_use.load(Ordering::Relaxed)
+    }
+
     /// The newest compacted revision; −1 before the first compaction.
     pub fn compact_revision(&self) -> i64 {
         self.shared.compacted.load(Ordering::Acquire)

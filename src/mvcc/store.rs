@@ -7,15 +7,18 @@ use crate::mvcc::backend::{Backend, BackendError, Bucket, Op};
 use crate::mvcc::compact::{self, CompactProgress, Job};
 use crate::mvcc::index::{Head, Index, KeyEntry, Keys};
 use crate::mvcc::read::{ReadError, Reader};
-use crate::mvcc::row::{Row, key_in_row, parse_revision_key, revision_key, tombstone_key};
+use crate::mvcc::row::{
+    REVISION_LEN, Row, key_in_row, parse_revision_key, revision_key, tombstone_key,
+};
 use crate::mvcc::shared::Shared;
+use crate::mvcc::size::{KeyCost, row_cost};
 use crate::pb::etcdserverpb as rpc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// One change of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +106,11 @@ impl RowCache {
     }
 }
 
+/// A row is below the request limit, far from this bound.
+fn cost_in_head(cost: u64) -> u32 {
+    u32::try_from(cost).unwrap_or(u32::MAX)
+}
+
 /// The store. Changes become visible to readers at [`Store::publish`].
 pub struct Store {
     shared: Arc<Shared>,
@@ -115,6 +123,7 @@ pub struct Store {
     undo: Vec<(Arc<KeyEntry>, Option<Arc<Head>>)>,
     jobs: VecDeque<Job>,
     finished: i64,
+    cost: KeyCost,
 }
 
 impl std::fmt::Debug for Store {
@@ -139,6 +148,8 @@ impl Store {
                 revision: AtomicI64::new(1),
                 compacted: AtomicI64::new(compacted),
                 hashes: ArcSwap::default(),
+                on_disk: AtomicU64::default(),
+                in_use: AtomicU64::default(),
             }),
             cache: RowCache {
                 bytes: 0,
@@ -152,6 +163,7 @@ impl Store {
             undo: Vec::new(),
             jobs: VecDeque::new(),
             finished,
+            cost: KeyCost::new(compacted),
         };
         if scheduled > finished {
             store.jobs.push_back(Job::new(scheduled, finished, false));
@@ -184,6 +196,9 @@ impl Store {
         }
         let row = Row::parse(value)?;
         let entry = self.shared.index.get(row.key);
+        let cost = row_cost(key.len(), value.len());
+        let head = entry.as_ref().map(|entry| entry.head());
+        self.cost_of_version(revision.main, cost, tombstone, head.as_deref().map(Arc::as_ref));
         if tombstone {
             leased.remove(row.key);
             if entry.is_none() {
@@ -200,6 +215,7 @@ impl Store {
             create_revision: row.create_revision,
             version: row.version,
             tombstone,
+            cost: cost_in_head(cost),
             row: (!tombstone).then(|| Bytes::copy_from_slice(value)),
             older: entry.as_ref().map(|entry| entry.head().history()),
         };
@@ -230,6 +246,31 @@ impl Store {
             self.cache.queue.push_back((Arc::clone(&entry), revision));
         }
         (entry, old)
+    }
+
+    /// Counts a new version of a key, and when it and the one before will be compacted away: a
+    /// version once another has taken its place, a tombstone by any compaction above it.
+    fn cost_of_version(&mut self, at: i64, cost: u64, tombstone: bool, before: Option<&Head>) {
+        let cost = u64::from(cost_in_head(cost));
+        self.cost.add(cost);
+        if tombstone {
+            self.cost.dies(at + 1, cost);
+        }
+        if let Some(before) = before.filter(|before| !before.tombstone) {
+            self.cost.dies(at, u64::from(before.cost));
+        }
+    }
+
+    /// Tells readers the size of the store: of the file, and the part in use.
+    pub fn publish_size(&self, on_disk: u64, in_use: u64) {
+        self.shared.on_disk.store(on_disk, Ordering::Relaxed);
+        self.shared.in_use.store(in_use, Ordering::Relaxed);
+    }
+
+    /// What the rows of bucket Key add to the size of etcd's file, in bytes. Compacted ones do not
+    /// count, removed or not.
+    pub fn key_cost(&self) -> u64 {
+        self.cost.live()
     }
 
     /// Another byte budget for the rows in the index.
@@ -314,6 +355,7 @@ impl Store {
             create_revision,
             version,
             tombstone: false,
+            cost: cost_in_head(row_cost(REVISION_LEN, row.len())),
             row: Some(row.clone()),
             older,
         };
@@ -342,17 +384,18 @@ impl Store {
         for (key, entry) in doomed {
             let revision = self.next_revision();
             let older = Some(entry.head().history());
+            let row = Row { key: &key, ..Row::default() }.encode();
             let head = Head {
                 revision,
                 create_revision: 0,
                 version: 0,
                 tombstone: true,
+                cost: cost_in_head(row_cost(REVISION_LEN + 1, row.len())),
                 row: None,
                 older,
             };
             let undo = self.set_head(&key, Some(entry), head);
             self.undo.push(undo);
-            let row = Row { key: &key, ..Row::default() }.encode();
             self.ops.push((
                 Bucket::Key,
                 Bytes::copy_from_slice(&tombstone_key(revision)),
@@ -369,7 +412,12 @@ impl Store {
         if !self.changes.is_empty() {
             self.revision += 1;
         }
-        self.undo.clear();
+        let undo = std::mem::take(&mut self.undo);
+        for ((_, old), at) in undo.iter().zip(0..) {
+            let change = &self.changes[at];
+            let (delete, cost) = (change.delete, row_cost(self.ops[at].1.len(), change.row.len()));
+            self.cost_of_version(self.revision, cost, delete, old.as_deref());
+        }
         (std::mem::take(&mut self.ops), std::mem::take(&mut self.changes))
     }
 
@@ -408,6 +456,7 @@ impl Store {
             return Err(Error::FutureRev);
         }
         self.shared.compacted.store(revision, Ordering::SeqCst);
+        self.cost.compact(revision);
         self.jobs.push_back(Job::new(revision, compacted, self.jobs.is_empty()));
         Ok(compact::meta(compact::SCHEDULED, revision))
     }

@@ -9,11 +9,9 @@ use crate::base::url::Url;
 use crate::cli::config::Config;
 use crate::cluster::members::PeerChange;
 use crate::mvcc;
-use crate::mvcc::backend::Backend as _;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::leasepb;
 use crate::pb::raftpb::Message;
-use crate::storage::engine::Engine;
 use crate::transport::rafthttp::{self, RaftSink, StepError, Transport};
 use crate::transport::tls::{self, TlsInfo};
 use actix::Addr;
@@ -191,7 +189,6 @@ fn parse_urls(urls: &[String]) -> Vec<Url> {
 /// The store, as gRPC reads it.
 pub struct Reads {
     pub reader: mvcc::Reader,
-    pub engine: Arc<Engine>,
     pub quota: crate::apply::QuotaReader,
 }
 
@@ -217,7 +214,11 @@ impl crate::grpc::Reads for Reads {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.engine.size_bytes()
+        self.reader.size_bytes()
+    }
+
+    fn size_in_use_bytes(&self) -> u64 {
+        self.reader.size_in_use_bytes()
     }
 
     fn fits(&self, cost: u64) -> bool {

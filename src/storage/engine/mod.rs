@@ -49,7 +49,7 @@ const KEYSPACE: &str = "rows";
 const PRIVATE: u8 = 0xF0;
 /// Private row: node id and cluster id, big-endian.
 const IDENTITY_ROW: &[u8] = b"identity";
-/// Private row: the store revision, big-endian.
+/// Private row: the store revision and the size told with it, big-endian.
 const REVISION_ROW: &[u8] = b"revision";
 /// Private rows: `seq/` and the big-endian number of an engine batch. Batch n inserts its own and
 /// removes that of batch n - 1, so exactly one is there unless a batch in the middle was lost.
@@ -101,16 +101,25 @@ struct Position {
     consistent_index: u64,
     term: u64,
     revision: i64,
+    /// As [`Backend::size_bytes`] tells it.
+    size_bytes: u64,
 }
 
 impl Position {
+    fn revision_row(self) -> Bytes {
+        let mut row = BytesMut::with_capacity(16);
+        row.put_i64(self.revision);
+        row.put_u64(self.size_bytes);
+        row.freeze()
+    }
+
     fn rows(self) -> [(Bytes, Option<Bytes>); 3] {
         let meta = Bucket::Meta as u8;
         let number = |n: [u8; 8]| Some(Bytes::copy_from_slice(&n));
         [
             (row_key(meta, CONSISTENT_INDEX_ROW), number(self.consistent_index.to_be_bytes())),
             (row_key(meta, TERM_ROW), number(self.term.to_be_bytes())),
-            (row_key(PRIVATE, REVISION_ROW), number(self.revision.to_be_bytes())),
+            (row_key(PRIVATE, REVISION_ROW), Some(self.revision_row())),
         ]
     }
 }
@@ -377,6 +386,7 @@ impl Backend for Engine {
             consistent_index: batch.consistent_index,
             term: batch.term,
             revision: batch.revision,
+            size_bytes: batch.size_bytes,
         };
 
         let shared = &*self.shared;
@@ -506,9 +516,6 @@ impl Backend for Engine {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.shared.db.disk_space().unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot tell the engine's size");
-            0
-        })
+        self.shared.overlay.read().position.size_bytes
     }
 }
