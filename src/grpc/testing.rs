@@ -146,10 +146,10 @@ impl Observer for Notes {
     fn handled(&self, method: &'static Method, code: Code) {
         self.0.lock().push(format!("handled {} {code:?}", method.name));
     }
-    fn msg_received(&self, method: &'static Method) {
+    fn msg_received(&self, method: &'static Method, _: usize) {
         self.0.lock().push(format!("received {}", method.name));
     }
-    fn msg_sent(&self, method: &'static Method) {
+    fn msg_sent(&self, method: &'static Method, _: usize) {
         self.0.lock().push(format!("sent {}", method.name));
     }
 }

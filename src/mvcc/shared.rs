@@ -2,6 +2,7 @@
 
 use crate::base::ids::Revision;
 use crate::mvcc::backend::{Backend, BackendError, Bucket};
+use crate::mvcc::counts::Counts;
 use crate::mvcc::index::Index;
 use crate::mvcc::row::revision_key;
 use arc_swap::ArcSwap;
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     /// Size of etcd's file with these rows, and the part in use.
     pub(crate) on_disk: AtomicU64,
     pub(crate) in_use: AtomicU64,
+    pub(crate) counts: Counts,
 }
 
 impl Shared {

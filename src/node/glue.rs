@@ -3,12 +3,14 @@
 use crate::actors::core::{LeaseForward, Shared};
 use crate::actors::handle::Answer;
 use crate::actors::raft::{self, Peers, RaftActor};
+use crate::base::clock::{Clock, SystemClock};
 use crate::base::error::{Error, Result};
 use crate::base::ids::{ClusterId, MemberId};
 use crate::base::url::Url;
 use crate::cli::config::Config;
 use crate::cluster::members::PeerChange;
 use crate::mvcc;
+use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::leasepb;
 use crate::pb::raftpb::Message;
@@ -206,11 +208,17 @@ impl crate::grpc::Reads for Reads {
     }
 
     fn hash_kv(&self, rev: i64) -> Result<(u32, i64, i64)> {
-        self.reader.hash_kv(rev)
+        let begin = SystemClock.now();
+        let hash = self.reader.hash_kv(rev);
+        metrics().hash_rev_duration.observe(begin.elapsed().as_secs_f64());
+        hash
     }
 
     fn hash(&self) -> Result<u32> {
-        self.reader.hash()
+        let begin = SystemClock.now();
+        let hash = self.reader.hash();
+        metrics().hash_duration.observe(begin.elapsed().as_secs_f64());
+        hash
     }
 
     fn size_bytes(&self) -> u64 {

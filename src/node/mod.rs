@@ -1,10 +1,11 @@
 //! The composition: the only place that knows everyone. Boots a member from its flags, serves, and
 //! stops it.
-//! Uses: actors, apply, base, cli, cluster, grpc, http, mvcc, pb, raft, storage, transport
+//! Uses: actors, apply, base, cli, cluster, grpc, http, mvcc, obs, pb, raft, storage, transport
 
 mod boot;
 mod glue;
 mod publish;
+mod scrape;
 mod serve;
 
 use crate::actors::core::{Core, Shared};

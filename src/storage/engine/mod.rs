@@ -1,7 +1,7 @@
 //! The engine of the store: [`Backend`] on fjall, with an overlay of rows that are submitted but
 //! not yet written. It is a cache of the log: anything doubtful about it is thrown away and made
 //! again from the log, loudly.
-//! Uses: base, mvcc
+//! Uses: base, mvcc, obs
 
 mod open;
 #[cfg(test)]
@@ -9,9 +9,11 @@ mod tests;
 
 pub use open::{EngineError, OpenKind, Opened};
 
+use crate::base::clock::{Clock, SystemClock};
 use crate::base::failpoint;
 use crate::base::limits::OVERLAY_BYTES_MAX;
 use crate::mvcc::backend::{Backend, BackendError, Batch, Bucket};
+use crate::obs::metrics::metrics;
 use bytes::{BufMut, Bytes, BytesMut};
 use fjall::{Database, Keyspace, PersistMode, Readable};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -264,7 +266,12 @@ impl Shared {
         }
         batch.insert(&self.rows, &seq_key(seq)[..], &[][..]);
         batch.remove(&self.rows, &seq_key(seq - 1)[..]);
-        batch.commit()
+        let begin = SystemClock.now();
+        let result = batch.commit();
+        let took = begin.elapsed().as_secs_f64();
+        metrics().backend_commit.observe(took);
+        metrics().backend_commit_write.observe(took);
+        result
     }
 
     /// Drops the overlay's rows of batches that are in fjall, unless a later batch replaced them.
