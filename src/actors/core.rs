@@ -9,6 +9,7 @@ use crate::base::error::{Error, Result};
 use crate::base::ids::{ClusterId, LeaseId, MemberId};
 use crate::cluster::members::Members;
 use crate::lease::LeaseReader;
+use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use crate::raft::driver::Standing;
 use arc_swap::ArcSwap;
@@ -92,7 +93,10 @@ impl Shared {
 
     /// RaftActor only.
     pub fn publish_standing(&self, standing: Standing) {
-        self.standing.store(Arc::new(standing));
+        let before = self.standing.swap(Arc::new(standing));
+        if standing.leader.0 != 0 && standing.leader != before.leader {
+            self.leader_changes.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// The term in which this member leads, once it has applied everything before its leadership.
@@ -140,10 +144,10 @@ impl Shared {
     /// RaftActor only.
     pub fn leader_changed(&self, now: Instant) {
         self.leader_changed_at.store(Arc::new(Some(now)));
-        self.leader_changes.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often the leader has changed since start.
+    /// How often there was a new leader since start (etcd v3.5.17 `etcdserver/raft.go`: losing one
+    /// does not count).
     pub fn leader_changes(&self) -> u64 {
         self.leader_changes.load(Ordering::Relaxed)
     }
@@ -192,6 +196,22 @@ pub struct Core {
     pub tick_interval: Duration,
 }
 
+/// A proposal that waits, counted for `/metrics` even if its caller goes away.
+struct Pending;
+
+impl Pending {
+    fn begin() -> Pending {
+        metrics().proposals_pending.inc();
+        Pending
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        metrics().proposals_pending.dec();
+    }
+}
+
 /// Part of the request timeout that does not depend on the election timeout
 /// (etcd v3.5.17 `config.go` ReqTimeout: 5 s for the disk, two elections).
 const REQUEST_TIMEOUT_BASE: Duration = Duration::from_secs(5);
@@ -230,10 +250,14 @@ impl Core {
             data: data.into(),
             reply: Some(reply),
         }))?;
+        let _pending = Pending::begin();
         match tokio::time::timeout(self.request_timeout(), answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::Stopped),
-            Err(_) => Err(self.timeout_error(started)),
+            Err(_) => {
+                metrics().proposals_failed.inc();
+                Err(self.timeout_error(started))
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use crate::base::error::{Error, Result};
 use crate::base::failpoint;
 use crate::base::ids::LeaseId;
 use crate::lease::LeaseReader;
+use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use actix::{Addr, Message};
 use std::cmp::Reverse;
@@ -164,13 +165,17 @@ impl LeaseKeeper {
             (Some(_), Some(entry)) => Ok(entry.ttl),
         };
         if answer.is_ok() {
+            metrics().lease_renewed.inc();
             self.set_deadline(id, Duration::ZERO);
         }
         let _ = reply.send(answer);
     }
 
     fn revoked(&mut self, id: LeaseId) {
-        self.leases.remove(&id);
+        // It was this member that asked for it, because the time was over.
+        if self.leases.remove(&id).is_some_and(|entry| entry.revoking) {
+            metrics().lease_expired.inc();
+        }
         for (_, reply) in self.late_renewals.extract_if(.., |(late, _)| *late == id) {
             let _ = reply.send(Err(Error::LeaseNotFound));
         }

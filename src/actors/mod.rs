@@ -13,3 +13,4 @@ mod no_space;
 pub mod raft;
 pub mod rt;
 pub mod store;
+mod timings;

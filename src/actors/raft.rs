@@ -13,6 +13,7 @@ use crate::base::failpoint;
 use crate::base::ids::MemberId;
 use crate::base::limits;
 use crate::cluster::members::PeerChange;
+use crate::obs::metrics::metrics;
 use crate::pb::raftpb::{Entry, EntryType, Message as RaftMessage};
 use crate::raft::driver::{Change, Driver, Standing};
 use crate::raft::log::Archive;
@@ -185,6 +186,7 @@ impl RaftActor {
     /// A context is never sent twice: answers to the old one are ignored.
     fn ask_again(&mut self) {
         if let Some(round) = self.round.take() {
+            metrics().slow_read_indexes.inc();
             let mut waiters = round.waiters;
             waiters.append(&mut self.next_round);
             self.next_round = waiters;
@@ -406,6 +408,7 @@ impl RaftActor {
             if before.leader.0 != 0
                 && let Some(round) = self.round.take()
             {
+                metrics().read_indexes_failed.inc();
                 for waiter in round.waiters {
                     let _ = waiter.send(Err(Error::LeaderChanged));
                 }

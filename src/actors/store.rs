@@ -6,6 +6,7 @@ use crate::actors::lease_keeper::{self, LeaseKeeper, LeaseKeeperAddr};
 use crate::actors::no_space::NoSpace;
 use crate::actors::raft::{self, RaftActor};
 use crate::actors::rt;
+use crate::actors::timings::Timings;
 use crate::apply::{Applied, Effect, Machine, Reply, describe};
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
@@ -124,6 +125,7 @@ pub struct StoreActor {
     compacting: bool,
     /// Replies to physical compactions, held until the rows are gone.
     physical: Vec<(Waiter, Result<Reply>)>,
+    timings: Timings,
 }
 
 impl StoreActor {
@@ -141,6 +143,7 @@ impl StoreActor {
             no_space: NoSpace::default(),
             compacting: false,
             physical: Vec::new(),
+            timings: Timings::new(),
         }
     }
 
@@ -160,10 +163,13 @@ impl StoreActor {
                 }
             }
             Ok(Payload::V2(request)) => {
+                let begun = self.pace.clock.now();
                 self.machine.skip(entry.index, entry.term);
                 if self.members.apply_v2(&request) {
                     self.shared.publish_members(&self.members);
                 }
+                let took = self.pace.clock.now().duration_since(begun);
+                self.timings.applied_v2(took, &request.method);
                 self.answer(request.id, Ok(Reply::Empty), false);
             }
             Ok(Payload::V3(request)) => self.apply_v3(entry, &request),
@@ -179,6 +185,7 @@ impl StoreActor {
         let begun = self.pace.clock.now();
         let Applied { result, effects } = self.machine.apply(entry.index, entry.term, request);
         let took = self.pace.clock.now().duration_since(begun);
+        self.timings.applied(took, request, &result);
         if took > self.pace.slow_apply {
             self.warn_slow(took, request, &result);
         }
@@ -239,9 +246,14 @@ impl StoreActor {
     fn follow(&mut self, effect: Effect) {
         match effect {
             Effect::LeaseGranted { id, ttl } => {
+                metrics().lease_granted.inc();
+                metrics().lease_ttl.observe(ttl as f64);
                 self.tell_lease_keeper(lease_keeper::Granted { id, ttl });
             }
-            Effect::LeaseRevoked { id } => self.tell_lease_keeper(lease_keeper::Revoked { id }),
+            Effect::LeaseRevoked { id } => {
+                metrics().lease_revoked.inc();
+                self.tell_lease_keeper(lease_keeper::Revoked { id });
+            }
             Effect::AlarmsChanged => {
                 self.shared.publish_alarms(self.machine.alarms());
                 if self.machine.no_space() {
@@ -280,7 +292,10 @@ impl StoreActor {
             return;
         }
         failpoint::hit(failpoint::COMPACT_STEP);
-        match self.machine.compact_step(self.pace.compact_rows) {
+        let pending = self.machine.compaction_pending().is_some();
+        let step = || self.machine.compact_step(self.pace.compact_rows);
+        let progress = self.timings.compact(pending, step);
+        match progress {
             Ok(CompactProgress::More) => {
                 ctx.notify_later(CompactStep, self.pace.compact_pause);
             }

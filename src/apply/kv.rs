@@ -26,6 +26,7 @@ impl Machine {
         }
         let mut prev_kv = Bytes::new();
         let revision = if r.prev_kv || r.ignore_value || r.ignore_lease {
+            self.store.count_ranges(1);
             let current = self.store.current(&r.key).map(|current| current.row()).transpose()?;
             if current.is_none() && (r.ignore_value || r.ignore_lease) {
                 return Err(ReadError::Refused(Error::KeyNotFound));
@@ -58,6 +59,7 @@ impl Machine {
     ) -> Result<rpc::DeleteRangeResponse, ReadError> {
         let mut prev_kvs = Vec::new();
         if r.prev_kv {
+            self.store.count_ranges(1);
             let mut failed = None;
             self.store.visit_current(&r.key, &r.range_end, |current| match current.row() {
                 Ok(row) => {
@@ -84,6 +86,7 @@ impl Machine {
         let path = Path::choose(r, &|compare| self.holds(compare))?;
         path.check(r, &|request| self.check_put(request))?;
         path.check(r, &|request| self.check_range(request))?;
+        self.store.end_tally();
         let mut response = path.run(r, &mut |request| self.run(request))?;
         response.header = Some(mvcc::header(self.store.txn_revision()));
         Ok(response)
@@ -93,6 +96,7 @@ impl Machine {
         let target = CompareTarget::try_from(compare.target);
         let mut any = false;
         let mut outcome = Ok(true);
+        self.store.count_ranges(1);
         self.store.visit_current(&compare.key, &compare.range_end, |current| {
             any = true;
             outcome = holds_for(compare, target.ok(), Some(&current));
@@ -108,8 +112,11 @@ impl Machine {
 
     fn check_put(&self, request: &Request) -> Result<(), ReadError> {
         let Request::RequestPut(put) = request else { return Ok(()) };
-        if (put.ignore_value || put.ignore_lease) && self.store.current(&put.key).is_none() {
-            return Err(ReadError::Refused(Error::KeyNotFound));
+        if put.ignore_value || put.ignore_lease {
+            self.store.count_ranges(1);
+            if self.store.current(&put.key).is_none() {
+                return Err(ReadError::Refused(Error::KeyNotFound));
+            }
         }
         self.check_lease(put.lease)
     }

@@ -2,6 +2,7 @@
 
 use super::alarm::Alarms;
 use super::quota::{Quota, QuotaReader};
+use super::size::Size;
 use super::{Applied, Effect, Event, Reply, check};
 use crate::base::error::Error;
 use crate::lease::{LeaseReader, LeaseTable};
@@ -39,6 +40,7 @@ pub struct Machine {
     pub(super) leases: LeaseTable,
     pub(super) alarms: Alarms,
     pub(super) quota: Quota,
+    size: Size,
     /// Rows outside bucket Key that the entry changes.
     pub(super) ops: Vec<Op>,
     pub(super) effects: Vec<Effect>,
@@ -66,7 +68,10 @@ impl Machine {
         let leases = LeaseTable::open(&*backend, options.min_ttl, persist, leased)?;
         let alarms = Alarms::open(&*backend)?;
         let position = backend.position();
+        let size = Size::open(&*backend, store.key_cost())?;
+        store.publish_size(size.on_disk(), size.in_use());
         Ok(Self {
+            size,
             store,
             leases,
             alarms,
@@ -98,7 +103,7 @@ impl Machine {
 
     /// A handle for checks of the space quota.
     pub fn quota_reader(&self) -> QuotaReader {
-        self.quota.reader(Arc::clone(&self.backend.0))
+        self.quota.reader(self.store.reader())
     }
 
     /// Whether some member has raised the NOSPACE alarm.
@@ -219,18 +224,34 @@ impl Machine {
     fn submit_ops(&mut self, ops: Vec<Op>) {
         let (consistent_index, term) = self.position;
         let revision = self.store.revision();
-        self.backend.0.submit(Batch { ops, consistent_index, term, revision });
+        if let Err(damage) = self.size.change(&*self.backend.0, &ops) {
+            self.damage = Some(damage);
+        }
+        self.size.settle(self.store.key_cost());
+        self.publish_size();
+        let size_bytes = self.size.on_disk();
+        self.backend.0.submit(Batch { ops, consistent_index, term, revision, size_bytes });
         self.submitted = self.position;
+    }
+
+    fn publish_size(&self) {
+        self.store.publish_size(self.size.on_disk(), self.size.in_use());
+    }
+
+    /// The file as if it had just been written anew: its size is what is in use.
+    pub fn shrink(&mut self) {
+        self.size.shrink();
+        self.submit_ops(Vec::new());
     }
 
     fn dispatch(&mut self, request: &rpc::InternalRaftRequest) -> Result<Reply, ReadError> {
         if let Some(r) = &request.put {
-            let full = !self.quota.fits(&*self.backend.0, check::put_cost(r));
+            let full = !self.quota.fits(self.size.on_disk(), check::put_cost(r));
             let reply = Reply::Put(self.put(r, false)?);
             self.full = full;
             Ok(reply)
         } else if let Some(r) = &request.txn {
-            let full = !self.quota.fits(&*self.backend.0, check::txn_cost(r));
+            let full = !self.quota.fits(self.size.on_disk(), check::txn_cost(r));
             let reply = Reply::Txn(self.txn(r)?);
             self.full = full;
             Ok(reply)
@@ -241,7 +262,7 @@ impl Machine {
         } else if let Some(r) = &request.compaction {
             Ok(Reply::Compaction(self.compaction(r)?))
         } else if let Some(r) = &request.lease_grant {
-            let full = !self.quota.fits(&*self.backend.0, check::LEASE_COST);
+            let full = !self.quota.fits(self.size.on_disk(), check::LEASE_COST);
             let reply = Reply::LeaseGrant(self.lease_grant(r)?);
             self.full = full;
             Ok(reply)

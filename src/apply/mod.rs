@@ -17,13 +17,14 @@ mod lease;
 mod machine;
 mod quota;
 mod readonly;
+mod size;
 #[cfg(test)]
 mod tests;
 mod txn;
 
 pub use check::{LEASE_COST, put_cost, txn_cost};
 pub use machine::{Machine, Options};
-pub use quota::QuotaReader;
+pub use quota::{DEFAULT as QUOTA_BYTES_DEFAULT, QuotaReader};
 pub use readonly::txn_readonly;
 
 /// The answer to the one who proposed the entry. Headers hold the revision only; the edge fills in

@@ -3,12 +3,14 @@
 use super::kv::compares;
 use super::txn::Path;
 use crate::base::error::{Error, Result};
+use crate::mvcc::counts::Tally;
 use crate::mvcc::{self, Reader};
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::mvccpb::KeyValue;
 use prost::Message as _;
 use rpc::request_op::Request;
 use rpc::response_op::Response;
+use std::cell::Cell;
 
 /// How often a transaction is evaluated anew because a compaction overtook it.
 const ATTEMPTS_MAX: usize = 10;
@@ -18,8 +20,9 @@ const ATTEMPTS_MAX: usize = 10;
 pub fn txn_readonly(reader: &Reader, request: &rpc::TxnRequest) -> Result<rpc::TxnResponse> {
     let mut outcome = Err(Error::Compacted);
     for _ in 0..ATTEMPTS_MAX {
-        let at = At { reader, revision: reader.revision() };
+        let at = At { reader, revision: reader.revision(), ranges: Cell::default() };
         outcome = at.txn(request);
+        reader.end_tally(Tally { ranges: at.ranges.get(), ..Tally::default() });
         let overtaken = reader.compact_revision() > at.revision;
         if !overtaken {
             break;
@@ -31,6 +34,7 @@ pub fn txn_readonly(reader: &Reader, request: &rpc::TxnRequest) -> Result<rpc::T
 struct At<'a> {
     reader: &'a Reader,
     revision: i64,
+    ranges: Cell<u64>,
 }
 
 impl At<'_> {
@@ -83,7 +87,8 @@ impl At<'_> {
         if fixed.revision <= 0 {
             fixed.revision = self.revision;
         }
-        let mut response = self.reader.range(&fixed)?;
+        self.ranges.set(self.ranges.get() + 1);
+        let mut response = self.reader.range_of_txn(&fixed)?;
         response.header = Some(mvcc::header(self.revision));
         Ok(response)
     }

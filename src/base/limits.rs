@@ -37,3 +37,5 @@ pub const LOG_REQUEST_BYTES_MAX: usize = 4096;
 pub const INDEX_ROW_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of rows applied but not yet committed to the engine; beyond it apply waits.
 pub const OVERLAY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Page of etcd's database file, in which sizes are told.
+pub const PAGE_BYTES: u64 = 4096;

@@ -41,9 +41,7 @@ pub trait Reads: Send + Sync + 'static {
         true
     }
     /// Bytes of the backend that hold data.
-    fn size_in_use_bytes(&self) -> u64 {
-        self.size_bytes()
-    }
+    fn size_in_use_bytes(&self) -> u64;
 }
 
 /// What the caller decides about the edge.

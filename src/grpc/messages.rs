@@ -88,7 +88,7 @@ where
                 if length > max {
                     return Err(too_large(length, max));
                 }
-                this.call.received();
+                this.call.received(length);
                 Ok(())
             });
             if let Err(status) = checked {
@@ -168,8 +168,8 @@ impl HttpBody for Sent {
             Poll::Ready(Some(Ok(frame))) => {
                 let Some(call) = &this.call else { return polled };
                 if let Some(data) = frame.data_ref() {
-                    let Ok(()) = this.framing.feed(data, |_| {
-                        call.sent();
+                    let Ok(()) = this.framing.feed(data, |length| {
+                        call.sent(length);
                         Ok::<(), std::convert::Infallible>(())
                     });
                 } else if let Some(trailers) = frame.trailers_ref() {

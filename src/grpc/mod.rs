@@ -3,6 +3,7 @@
 //! Uses: actors (handle), apply, base, obs (metrics), pb
 
 pub mod auth;
+pub mod calls;
 pub mod cluster;
 pub mod edge;
 pub mod health;
@@ -22,6 +23,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use calls::Calls;
 pub use edge::{Edge, GrpcOptions, Reads, VERSION};
 pub use observer::{NoObserver, Observer};
 

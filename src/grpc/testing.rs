@@ -126,6 +126,9 @@ impl Reads for FakeReads {
     fn fits(&self, cost: u64) -> bool {
         cost < QUOTA
     }
+    fn size_in_use_bytes(&self) -> u64 {
+        4096
+    }
 }
 
 /// Writes down what it is told.
@@ -143,10 +146,10 @@ impl Observer for Notes {
     fn handled(&self, method: &'static Method, code: Code) {
         self.0.lock().push(format!("handled {} {code:?}", method.name));
     }
-    fn msg_received(&self, method: &'static Method) {
+    fn msg_received(&self, method: &'static Method, _: usize) {
         self.0.lock().push(format!("received {}", method.name));
     }
-    fn msg_sent(&self, method: &'static Method) {
+    fn msg_sent(&self, method: &'static Method, _: usize) {
         self.0.lock().push(format!("sent {}", method.name));
     }
 }

@@ -24,6 +24,8 @@ pub struct ClientHttp {
     pub node: NodeHandle,
     /// Reads the local store.
     pub local_read: LocalRead,
+    /// Brings the metrics up to date before the page is written.
+    pub before_metrics: Arc<dyn Fn() + Send + Sync>,
     /// How long a linearizable check may wait; [`crate::http::REQUEST_TIMEOUT`] by default.
     pub request_timeout: Duration,
 }
@@ -41,7 +43,9 @@ impl ClientHttp {
 /// `/health`, `/livez`, `/readyz` and `/metrics`: all of a `--listen-metrics-urls` listener.
 pub fn metrics_router(state: ClientHttp) -> Router {
     let health = state.health();
-    let mut router = Router::new().route("/metrics", any(page)).route(
+    let before = state.before_metrics.clone();
+    let page = any(move || async move { page(&*before) });
+    let mut router = Router::new().route("/metrics", page).route(
         "/health",
         any({
             let health = health.clone();
@@ -78,9 +82,10 @@ pub fn client_router(state: ClientHttp) -> Router {
         .route("/debug/vars", any(vars))
 }
 
-async fn page() -> Response<Body> {
+fn page(before: &dyn Fn()) -> Response<Body> {
     let metrics = metrics();
     metrics.promhttp_in_flight.inc();
+    before();
     let text = metrics.text();
     metrics.promhttp_in_flight.dec();
     metrics.promhttp_requests.with_label_values(&["200"]).inc();

@@ -94,6 +94,7 @@ fn client(fake: Fake) -> axum::Router {
     let state = ClientHttp {
         node: node(fake),
         local_read: Arc::new(|| Ok(())),
+        before_metrics: Arc::new(|| ()),
         request_timeout: Duration::from_secs(7),
     };
     with_access_control(client_router(state).fallback(not_found), AccessControl::default())
@@ -196,6 +197,7 @@ async fn access_rules() {
     let state = ClientHttp {
         node: node(Fake::default()),
         local_read: Arc::new(|| Ok(())),
+        before_metrics: Arc::new(|| ()),
         request_timeout: REQUEST_TIMEOUT,
     };
     let rules = AccessControl { cors: vec!["http://a".into()], hosts: vec!["good".into()] };

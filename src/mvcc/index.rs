@@ -19,6 +19,8 @@ pub(crate) struct Head {
     pub version: i64,
     /// Whether the newest version is a deletion.
     pub tombstone: bool,
+    /// What the row adds to the size of the store, in bytes.
+    pub cost: u32,
     /// The stored row, while the byte budget lasts.
     pub row: Option<Bytes>,
     /// The versions before it.
@@ -113,8 +115,8 @@ impl Head {
 
     /// The same version with another row and history.
     pub(crate) fn with(&self, row: Option<Bytes>, older: Option<Arc<Node>>) -> Self {
-        let Self { revision, create_revision, version, tombstone, .. } = *self;
-        Self { revision, create_revision, version, tombstone, row, older }
+        let Self { revision, create_revision, version, tombstone, cost, .. } = *self;
+        Self { revision, create_revision, version, tombstone, cost, row, older }
     }
 
     /// The chain that a newer version continues.
@@ -278,6 +280,7 @@ mod tests {
             create_revision: 1,
             version: 1,
             tombstone: false,
+            cost: 0,
             row: None,
             older,
         }

@@ -2,12 +2,16 @@
 //! Uses: base, pb
 
 pub mod backend;
+mod cache;
 mod compact;
+pub mod counts;
 mod hash;
 mod index;
 mod read;
+mod restore;
 mod row;
 mod shared;
+pub mod size;
 mod store;
 
 pub use compact::CompactProgress;

@@ -3,6 +3,7 @@
 use crate::base::error::{Error, Result};
 use crate::base::ids::{LeaseId, Revision};
 use crate::mvcc::backend::BackendError;
+use crate::mvcc::counts::{Counts, Tally};
 use crate::mvcc::hash;
 use crate::mvcc::index::Keys;
 use crate::mvcc::row::{Row, key_only};
@@ -191,6 +192,26 @@ impl Reader {
         self.shared.revision.load(Ordering::Acquire)
     }
 
+    /// What the store has done.
+    pub fn counts(&self) -> &Counts {
+        &self.shared.counts
+    }
+
+    /// Counts a transaction that only read.
+    pub(crate) fn end_tally(&self, tally: Tally) {
+        self.shared.counts.end(tally);
+    }
+
+    /// Bytes that etcd's file would have with this store's history, from the log alone.
+    pub fn size_bytes(&self) -> u64 {
+        self.shared.on_disk.load(Ordering::Relaxed)
+    }
+
+    /// The part of [`Reader::size_bytes`] that holds rows.
+    pub fn size_in_use_bytes(&self) -> u64 {
+        self.shared.in_use.load(Ordering::Relaxed)
+    }
+
     /// The newest compacted revision; −1 before the first compaction.
     pub fn compact_revision(&self) -> i64 {
         self.shared.compacted.load(Ordering::Acquire)
@@ -199,6 +220,12 @@ impl Reader {
     /// etcd's Range. The header holds the current revision only. [`Error::Corrupt`] stands for an
     /// engine that failed or lost a row.
     pub fn range(&self, request: &rpc::RangeRequest) -> Result<rpc::RangeResponse> {
+        self.end_tally(Tally { ranges: 1, ..Tally::default() });
+        self.range_of_txn(request)
+    }
+
+    /// [`Reader::range`] without counting it.
+    pub(crate) fn range_of_txn(&self, request: &rpc::RangeRequest) -> Result<rpc::RangeResponse> {
         loop {
             let current = self.revision();
             let answer = self.shared.range(request, current);
@@ -220,7 +247,7 @@ impl Reader {
     /// The lease of a live key, or 0.
     pub fn lease_of(&self, key: &[u8]) -> Result<LeaseId> {
         let request = rpc::RangeRequest { key: Bytes::copy_from_slice(key), ..Default::default() };
-        match self.range(&request)?.kvs.first() {
+        match self.range_of_txn(&request)?.kvs.first() {
             Some(row) => Ok(LeaseId(Row::parse(row).map_err(|_| Error::Corrupt)?.lease)),
             None => Ok(LeaseId(0)),
         }

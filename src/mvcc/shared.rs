@@ -2,12 +2,13 @@
 
 use crate::base::ids::Revision;
 use crate::mvcc::backend::{Backend, BackendError, Bucket};
+use crate::mvcc::counts::Counts;
 use crate::mvcc::index::Index;
 use crate::mvcc::row::revision_key;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 /// The hash of all rows up to a revision, after a compaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,10 @@ pub(crate) struct Shared {
     pub(crate) compacted: AtomicI64,
     /// Hashes that finished compactions computed on the way, oldest first.
     pub(crate) hashes: ArcSwap<Vec<KvHash>>,
+    /// Size of etcd's file with these rows, and the part in use.
+    pub(crate) on_disk: AtomicU64,
+    pub(crate) in_use: AtomicU64,
+    pub(crate) counts: Counts,
 }
 
 impl Shared {

@@ -2,20 +2,21 @@
 
 use crate::base::error::Error;
 use crate::base::ids::Revision;
-use crate::base::limits::INDEX_ROW_BYTES_MAX;
-use crate::mvcc::backend::{Backend, BackendError, Bucket, Op};
+use crate::mvcc::backend::{BackendError, Bucket, Op};
+use crate::mvcc::cache::RowCache;
 use crate::mvcc::compact::{self, CompactProgress, Job};
-use crate::mvcc::index::{Head, Index, KeyEntry, Keys};
+use crate::mvcc::counts::Tally;
+use crate::mvcc::index::{Head, KeyEntry, Keys};
 use crate::mvcc::read::{ReadError, Reader};
-use crate::mvcc::row::{Row, key_in_row, parse_revision_key, revision_key, tombstone_key};
+use crate::mvcc::row::{REVISION_LEN, Row, key_in_row, revision_key, tombstone_key};
 use crate::mvcc::shared::Shared;
+use crate::mvcc::size::{KeyCost, row_cost};
 use crate::pb::etcdserverpb as rpc;
-use arc_swap::ArcSwap;
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::ControlFlow;
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// One change of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,60 +62,26 @@ impl Current<'_> {
     }
 }
 
-/// Newest rows kept in the index, first in first out, within a byte budget.
-struct RowCache {
-    bytes: usize,
-    bytes_max: usize,
-    rows: usize,
-    queue: VecDeque<(Arc<KeyEntry>, Revision)>,
-}
-
-impl RowCache {
-    fn replaced(&mut self, old: Option<&Head>, new: Option<&Head>) {
-        if let Some(row) = old.and_then(|head| head.row.as_ref()) {
-            self.bytes -= row.len();
-            self.rows -= 1;
-        }
-        if let Some(row) = new.and_then(|head| head.row.as_ref()) {
-            self.bytes += row.len();
-            self.rows += 1;
-        }
-    }
-
-    fn evict(&mut self) {
-        while self.bytes > self.bytes_max
-            && let Some((entry, revision)) = self.queue.pop_front()
-        {
-            let head = entry.head();
-            if head.revision == revision && head.row.is_some() {
-                let bare = Arc::new(head.with(None, head.older.clone()));
-                drop(head);
-                let old = entry.swap(bare);
-                self.replaced(Some(&old), None);
-            }
-        }
-        // A key that is overwritten again and again leaves stale places in the queue.
-        if self.queue.len() > 2 * self.rows + 1024 {
-            self.queue.retain(|(entry, revision)| {
-                let head = entry.head();
-                head.revision == *revision && head.row.is_some()
-            });
-        }
-    }
+/// A row is below the request limit, far from this bound.
+pub(super) fn cost_in_head(cost: u64) -> u32 {
+    u32::try_from(cost).unwrap_or(u32::MAX)
 }
 
 /// The store. Changes become visible to readers at [`Store::publish`].
 pub struct Store {
-    shared: Arc<Shared>,
-    cache: RowCache,
+    pub(super) shared: Arc<Shared>,
+    pub(super) cache: RowCache,
     /// Revision of the last committed transaction.
-    revision: i64,
-    changes: Vec<Change>,
-    ops: Vec<Op>,
+    pub(super) revision: i64,
+    pub(super) changes: Vec<Change>,
+    pub(super) ops: Vec<Op>,
     /// For each change its key's entry and old head, to take it back.
-    undo: Vec<(Arc<KeyEntry>, Option<Arc<Head>>)>,
-    jobs: VecDeque<Job>,
-    finished: i64,
+    pub(super) undo: Vec<(Arc<KeyEntry>, Option<Arc<Head>>)>,
+    pub(super) jobs: VecDeque<Job>,
+    pub(super) finished: i64,
+    pub(super) cost: KeyCost,
+    /// Operations of the open transaction.
+    pub(super) tally: Cell<Tally>,
 }
 
 impl std::fmt::Debug for Store {
@@ -124,91 +91,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Builds the index by one scan of bucket Key. Also gives the live keys that hang on leases.
-    pub fn open(backend: Arc<dyn Backend>) -> Result<(Self, BTreeMap<Bytes, i64>), BackendError> {
-        let read = |name: &[u8]| match backend.get(Bucket::Meta, name)? {
-            Some(value) => parse_revision_key(&value).map(|(revision, _)| revision.main),
-            None => Ok(-1),
-        };
-        let (scheduled, finished) = (read(compact::SCHEDULED)?, read(compact::FINISHED)?);
-        let compacted = scheduled.max(finished);
-        let mut store = Self {
-            shared: Arc::new(Shared {
-                index: Index::default(),
-                backend: Arc::clone(&backend),
-                revision: AtomicI64::new(1),
-                compacted: AtomicI64::new(compacted),
-                hashes: ArcSwap::default(),
-            }),
-            cache: RowCache {
-                bytes: 0,
-                bytes_max: INDEX_ROW_BYTES_MAX,
-                rows: 0,
-                queue: VecDeque::new(),
-            },
-            revision: compacted.max(1),
-            changes: Vec::new(),
-            ops: Vec::new(),
-            undo: Vec::new(),
-            jobs: VecDeque::new(),
-            finished,
-        };
-        if scheduled > finished {
-            store.jobs.push_back(Job::new(scheduled, finished, false));
-        }
-        let mut leased = BTreeMap::new();
-        backend.try_scan(Bucket::Key, &[], None, &mut |key, value| {
-            store.restore(key, value, compacted, &mut leased)?;
-            Ok(ControlFlow::Continue(()))
-        })?;
-        store.publish();
-        Ok((store, leased))
-    }
-
-    fn restore(
-        &mut self,
-        key: &[u8],
-        value: &Bytes,
-        compacted: i64,
-        leased: &mut BTreeMap<Bytes, i64>,
-    ) -> Result<(), BackendError> {
-        let (revision, tombstone) = parse_revision_key(key)?;
-        if revision.main > compacted.max(1) {
-            if revision.main > self.revision + 1 {
-                return Err(BackendError(format!(
-                    "hole: revision {} follows {} in bucket key",
-                    revision.main, self.revision
-                )));
-            }
-            self.revision = revision.main;
-        }
-        let row = Row::parse(value)?;
-        let entry = self.shared.index.get(row.key);
-        if tombstone {
-            leased.remove(row.key);
-            if entry.is_none() {
-                // The deletion of a key whose other versions are compacted.
-                return Ok(());
-            }
-        } else if row.lease != 0 {
-            leased.insert(Bytes::copy_from_slice(row.key), row.lease);
-        } else {
-            leased.remove(row.key);
-        }
-        let head = Head {
-            revision,
-            create_revision: row.create_revision,
-            version: row.version,
-            tombstone,
-            row: (!tombstone).then(|| Bytes::copy_from_slice(value)),
-            older: entry.as_ref().map(|entry| entry.head().history()),
-        };
-        self.set_head(row.key, entry, head);
-        self.cache.evict();
-        Ok(())
-    }
-
-    fn set_head(
+    pub(super) fn set_head(
         &mut self,
         key: &[u8],
         entry: Option<Arc<KeyEntry>>,
@@ -227,15 +110,51 @@ impl Store {
         };
         self.cache.replaced(old.as_deref(), Some(&head));
         if cached {
-            self.cache.queue.push_back((Arc::clone(&entry), revision));
+            self.cache.holds(Arc::clone(&entry), revision);
         }
         (entry, old)
     }
 
+    /// Counts a new version of a key: whether there is one key more or less, its cost, and when it
+    /// and the one before will be compacted away: a version once another has taken its place, a
+    /// tombstone by any compaction above it.
+    pub(super) fn cost_of_version(
+        &mut self,
+        at: i64,
+        cost: u64,
+        tombstone: bool,
+        before: Option<&Head>,
+    ) {
+        let was_live = before.is_some_and(|before| !before.tombstone);
+        let keys = i64::from(!tombstone) - i64::from(was_live);
+        if keys != 0 {
+            self.shared.counts.keys.fetch_add(keys, Ordering::Relaxed);
+        }
+        let cost = u64::from(cost_in_head(cost));
+        self.cost.add(cost);
+        if tombstone {
+            self.cost.dies(at + 1, cost);
+        }
+        if let Some(before) = before.filter(|before| !before.tombstone) {
+            self.cost.dies(at, u64::from(before.cost));
+        }
+    }
+
+    /// Tells readers the size of the store: of the file, and the part in use.
+    pub fn publish_size(&self, on_disk: u64, in_use: u64) {
+        self.shared.on_disk.store(on_disk, Ordering::Relaxed);
+        self.shared.in_use.store(in_use, Ordering::Relaxed);
+    }
+
+    /// What the rows of bucket Key add to the size of etcd's file, in bytes. Compacted ones do not
+    /// count, removed or not.
+    pub fn key_cost(&self) -> u64 {
+        self.cost.live()
+    }
+
     /// Another byte budget for the rows in the index.
     pub fn set_row_bytes_max(&mut self, bytes: usize) {
-        self.cache.bytes_max = bytes;
-        self.cache.evict();
+        self.cache.set_bytes_max(bytes);
     }
 
     /// A handle for readers.
@@ -283,8 +202,20 @@ impl Store {
         });
     }
 
+    /// Adds ranges to what the open transaction is counted with.
+    pub fn count_ranges(&self, ranges: u64) {
+        let tally = self.tally.get();
+        self.tally.set(Tally { ranges: tally.ranges + ranges, ..tally });
+    }
+
+    /// Counts what the transaction did so far as one of its own, as etcd does with the compares.
+    pub fn end_tally(&self) {
+        self.shared.counts.end(self.tally.take());
+    }
+
     /// etcd's Range, with the open transaction's changes.
     pub fn range(&self, request: &rpc::RangeRequest) -> Result<rpc::RangeResponse, ReadError> {
+        self.count_ranges(1);
         self.shared.range(request, self.txn_revision())
     }
 
@@ -295,6 +226,9 @@ impl Store {
     /// Writes a key in the open transaction and gives the transaction's revision.
     pub fn put(&mut self, key: &[u8], value: &[u8], lease: i64) -> i64 {
         let revision = self.next_revision();
+        let tally = self.tally.get_mut();
+        tally.puts += 1;
+        tally.put_bytes += (key.len() + value.len()) as u64;
         let entry = self.shared.index.get(key);
         let mut create_revision = revision.main;
         let mut version = 1;
@@ -314,6 +248,7 @@ impl Store {
             create_revision,
             version,
             tombstone: false,
+            cost: cost_in_head(row_cost(REVISION_LEN, row.len())),
             row: Some(row.clone()),
             older,
         };
@@ -331,6 +266,7 @@ impl Store {
 
     /// Deletes the live keys of a range in the open transaction and gives their number.
     pub fn delete_range(&mut self, key: &[u8], range_end: &[u8]) -> i64 {
+        self.tally.get_mut().deletes += 1;
         let mut doomed = Vec::new();
         self.shared.index.visit(Keys::new(key, range_end), |key, entry| {
             if !entry.head().tombstone {
@@ -342,17 +278,18 @@ impl Store {
         for (key, entry) in doomed {
             let revision = self.next_revision();
             let older = Some(entry.head().history());
+            let row = Row { key: &key, ..Row::default() }.encode();
             let head = Head {
                 revision,
                 create_revision: 0,
                 version: 0,
                 tombstone: true,
+                cost: cost_in_head(row_cost(REVISION_LEN + 1, row.len())),
                 row: None,
                 older,
             };
             let undo = self.set_head(&key, Some(entry), head);
             self.undo.push(undo);
-            let row = Row { key: &key, ..Row::default() }.encode();
             self.ops.push((
                 Bucket::Key,
                 Bytes::copy_from_slice(&tombstone_key(revision)),
@@ -369,12 +306,19 @@ impl Store {
         if !self.changes.is_empty() {
             self.revision += 1;
         }
-        self.undo.clear();
+        self.end_tally();
+        let undo = std::mem::take(&mut self.undo);
+        for ((_, old), at) in undo.iter().zip(0..) {
+            let change = &self.changes[at];
+            let (delete, cost) = (change.delete, row_cost(self.ops[at].1.len(), change.row.len()));
+            self.cost_of_version(self.revision, cost, delete, old.as_deref());
+        }
         (std::mem::take(&mut self.ops), std::mem::take(&mut self.changes))
     }
 
     /// Takes back everything since the last commit.
     pub fn rollback(&mut self) {
+        self.end_tally();
         self.ops.clear();
         while let (Some((entry, old)), Some(change)) = (self.undo.pop(), self.changes.pop()) {
             match old {
@@ -408,6 +352,7 @@ impl Store {
             return Err(Error::FutureRev);
         }
         self.shared.compacted.store(revision, Ordering::SeqCst);
+        self.cost.compact(revision);
         self.jobs.push_back(Job::new(revision, compacted, self.jobs.is_empty()));
         Ok(compact::meta(compact::SCHEDULED, revision))
     }
@@ -423,6 +368,8 @@ impl Store {
         };
         let revision = job.revision;
         let step = job.step(&self.shared, limit)?;
+        let removed = step.ops.iter().filter(|op| op.0 == Bucket::Key).count() as u64;
+        self.shared.counts.compacted_rows.fetch_add(removed, Ordering::Relaxed);
         for (key, keep) in step.trims {
             if let Some((old, new)) = self.shared.index.trim(&key, revision, keep) {
                 self.cache.replaced(Some(&old), new.as_deref());

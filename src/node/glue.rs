@@ -3,17 +3,17 @@
 use crate::actors::core::{LeaseForward, Shared};
 use crate::actors::handle::Answer;
 use crate::actors::raft::{self, Peers, RaftActor};
+use crate::base::clock::{Clock, SystemClock};
 use crate::base::error::{Error, Result};
 use crate::base::ids::{ClusterId, MemberId};
 use crate::base::url::Url;
 use crate::cli::config::Config;
 use crate::cluster::members::PeerChange;
 use crate::mvcc;
-use crate::mvcc::backend::Backend as _;
+use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::leasepb;
 use crate::pb::raftpb::Message;
-use crate::storage::engine::Engine;
 use crate::transport::rafthttp::{self, RaftSink, StepError, Transport};
 use crate::transport::tls::{self, TlsInfo};
 use actix::Addr;
@@ -191,7 +191,6 @@ fn parse_urls(urls: &[String]) -> Vec<Url> {
 /// The store, as gRPC reads it.
 pub struct Reads {
     pub reader: mvcc::Reader,
-    pub engine: Arc<Engine>,
     pub quota: crate::apply::QuotaReader,
 }
 
@@ -209,15 +208,25 @@ impl crate::grpc::Reads for Reads {
     }
 
     fn hash_kv(&self, rev: i64) -> Result<(u32, i64, i64)> {
-        self.reader.hash_kv(rev)
+        let begin = SystemClock.now();
+        let hash = self.reader.hash_kv(rev);
+        metrics().hash_rev_duration.observe(begin.elapsed().as_secs_f64());
+        hash
     }
 
     fn hash(&self) -> Result<u32> {
-        self.reader.hash()
+        let begin = SystemClock.now();
+        let hash = self.reader.hash();
+        metrics().hash_duration.observe(begin.elapsed().as_secs_f64());
+        hash
     }
 
     fn size_bytes(&self) -> u64 {
-        self.engine.size_bytes()
+        self.reader.size_bytes()
+    }
+
+    fn size_in_use_bytes(&self) -> u64 {
+        self.reader.size_in_use_bytes()
     }
 
     fn fits(&self, cost: u64) -> bool {

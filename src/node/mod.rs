@@ -1,10 +1,11 @@
 //! The composition: the only place that knows everyone. Boots a member from its flags, serves, and
 //! stops it.
-//! Uses: actors, apply, base, cli, cluster, grpc, http, mvcc, pb, raft, storage, transport
+//! Uses: actors, apply, base, cli, cluster, grpc, http, mvcc, obs, pb, raft, storage, transport
 
 mod boot;
 mod glue;
 mod publish;
+mod scrape;
 mod serve;
 
 use crate::actors::core::{Core, Shared};
@@ -158,7 +159,7 @@ async fn member(config: Config) -> Result<(), String> {
         () = publish::publish(&core, &config) => {}
         () = serve::stop_signal() => return Ok(()),
     }
-    let reads = Arc::new(glue::Reads { reader, engine: booted.engine.clone(), quota });
+    let reads = Arc::new(glue::Reads { reader, quota });
     serve::clients(&config, &tls, listeners.clients, &core, reads, serving_seen, stopping)?;
     serve::stop_signal().await;
 

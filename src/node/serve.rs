@@ -8,6 +8,7 @@ use crate::grpc::messages::Sent;
 use crate::grpc::{self, GrpcOptions};
 use crate::http;
 use crate::node::glue::Reads;
+use crate::node::scrape::{self, Scrape};
 use crate::pb::etcdserverpb as rpc;
 use crate::transport::edge_threads::EdgeThreads;
 use crate::transport::listen::{self, App, Listener, ServeOptions};
@@ -17,6 +18,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, Request, Response};
 use http_body_util::Either;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -232,11 +234,19 @@ pub fn clients(
         election_timeout: Duration::from_millis(config.election_timeout_ms),
         slow_read: config.experimental_warning_apply_duration,
         serving,
+        observer: Arc::new(grpc::Calls::at_zero()),
         ..GrpcOptions::new(Arc::new(move || ids.shared.ids.next()))
     };
     let local = reads.clone();
+    scrape::constants(config, &core.shared);
+    let scrape = Scrape {
+        shared: core.shared.clone(),
+        reader: reads.reader.clone(),
+        turn: Mutex::default(),
+    };
     let state = http::ClientHttp {
         node: node.clone(),
+        before_metrics: Arc::new(move || scrape.read()),
         local_read: Arc::new(move || local.reader.range(&health_key()).map(|_| ())),
         request_timeout: core.request_timeout(),
     };

@@ -1,6 +1,6 @@
 //! What is on disk: etcd's write-ahead log, the engine beside it, and the directory that holds
 //! both. Calls block; nothing here is async.
-//! Uses: base, mvcc, pb
+//! Uses: base, mvcc, obs, pb
 
 pub mod datadir;
 pub mod engine;

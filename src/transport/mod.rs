@@ -1,5 +1,5 @@
 //! Bytes between processes: listeners, TLS and the peer protocol.
-//! Uses: base, pb
+//! Uses: base, obs, pb
 
 mod conn_task;
 pub mod edge_threads;

@@ -34,7 +34,7 @@ fn alarms_close_the_gates() {
 #[test]
 fn beyond_the_quota_an_entry_is_applied_but_answered_with_no_space() {
     let mut w = World::new();
-    let options = Options { quota_bytes: 1000, ..Options::default() };
+    let options = Options { quota_bytes: 21_500, ..Options::default() };
     w.machine = Machine::open(w.backend.clone(), options).unwrap();
     assert!(w.put(put("a", "1")).is_ok());
     assert_eq!(w.put(put("b", &"x".repeat(900))), Err(Error::NoSpace));

@@ -189,3 +189,41 @@ fn compares_follow_etcd() {
         assert_eq!(w.txn(txn).unwrap().succeeded, holds, "{compare:?}");
     }
 }
+
+/// The counts are those of etcd 3.5.17's `etcd_mvcc_*_total` after the same requests.
+#[test]
+fn operations_are_counted_as_in_etcd() {
+    let mut w = World::new();
+    let counts = |w: &World| {
+        let reader = w.machine.reader();
+        (reader.counts().ranges(), reader.counts().txns())
+    };
+    let compare = |target: rpc::compare::CompareTarget, result: rpc::compare::CompareResult| {
+        let (target, result) = (target as i32, result as i32);
+        rpc::Compare { key: b("k1"), target, result, ..Default::default() }
+    };
+    let exists = compare(rpc::compare::CompareTarget::Mod, rpc::compare::CompareResult::Greater);
+    w.put(put("k1", "v")).unwrap();
+    w.put(rpc::PutRequest { prev_kv: true, ..put("k1", "v") }).unwrap();
+    assert_eq!(counts(&w), (1, 1));
+    w.delete(rpc::DeleteRangeRequest { prev_kv: true, ..del("k1", "") }).unwrap();
+    assert_eq!(counts(&w), (2, 2));
+    w.put(put("k1", "vv")).unwrap();
+    let success =
+        vec![op(Request::RequestPut(put("k1", "a"))), op(Request::RequestRange(range("k1", "")))];
+    let twice = vec![exists.clone(), exists.clone()];
+    w.txn(rpc::TxnRequest { compare: twice, success, ..Default::default() }).unwrap();
+    assert_eq!(counts(&w), (5, 4));
+    let gets = ["k1", "k4"].map(|key| op(Request::RequestRange(range(key, "")))).into();
+    let reads = rpc::TxnRequest { compare: vec![exists], success: gets, ..Default::default() };
+    txn_readonly(&w.machine.reader(), &reads).unwrap();
+    assert_eq!(counts(&w), (8, 5));
+    w.compact(3).unwrap();
+    assert_eq!(counts(&w), (9, 5));
+    let reader = w.machine.reader();
+    let old = rpc::RangeRequest { revision: 2, ..range("k1", "") };
+    assert_eq!(reader.range(&old), Err(Error::Compacted));
+    assert_eq!((reader.counts().ranges(), reader.counts().puts()), (10, 4));
+    assert_eq!((reader.counts().deletes(), reader.counts().keys()), (1, 1));
+    assert_eq!(reader.counts().put_bytes(), 3 + 3 + 4 + 3);
+}

@@ -7,6 +7,7 @@ mod hash;
 mod kv;
 mod load;
 mod model;
+mod size;
 
 use super::*;
 use crate::mvcc::CompactProgress;

@@ -1,7 +1,7 @@
 //! The engine of the store: [`Backend`] on fjall, with an overlay of rows that are submitted but
 //! not yet written. It is a cache of the log: anything doubtful about it is thrown away and made
 //! again from the log, loudly.
-//! Uses: base, mvcc
+//! Uses: base, mvcc, obs
 
 mod open;
 #[cfg(test)]
@@ -9,9 +9,11 @@ mod tests;
 
 pub use open::{EngineError, OpenKind, Opened};
 
+use crate::base::clock::{Clock, SystemClock};
 use crate::base::failpoint;
 use crate::base::limits::OVERLAY_BYTES_MAX;
 use crate::mvcc::backend::{Backend, BackendError, Batch, Bucket};
+use crate::obs::metrics::metrics;
 use bytes::{BufMut, Bytes, BytesMut};
 use fjall::{Database, Keyspace, PersistMode, Readable};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -49,7 +51,7 @@ const KEYSPACE: &str = "rows";
 const PRIVATE: u8 = 0xF0;
 /// Private row: node id and cluster id, big-endian.
 const IDENTITY_ROW: &[u8] = b"identity";
-/// Private row: the store revision, big-endian.
+/// Private row: the store revision and the size told with it, big-endian.
 const REVISION_ROW: &[u8] = b"revision";
 /// Private rows: `seq/` and the big-endian number of an engine batch. Batch n inserts its own and
 /// removes that of batch n - 1, so exactly one is there unless a batch in the middle was lost.
@@ -101,16 +103,25 @@ struct Position {
     consistent_index: u64,
     term: u64,
     revision: i64,
+    /// As [`Backend::size_bytes`] tells it.
+    size_bytes: u64,
 }
 
 impl Position {
+    fn revision_row(self) -> Bytes {
+        let mut row = BytesMut::with_capacity(16);
+        row.put_i64(self.revision);
+        row.put_u64(self.size_bytes);
+        row.freeze()
+    }
+
     fn rows(self) -> [(Bytes, Option<Bytes>); 3] {
         let meta = Bucket::Meta as u8;
         let number = |n: [u8; 8]| Some(Bytes::copy_from_slice(&n));
         [
             (row_key(meta, CONSISTENT_INDEX_ROW), number(self.consistent_index.to_be_bytes())),
             (row_key(meta, TERM_ROW), number(self.term.to_be_bytes())),
-            (row_key(PRIVATE, REVISION_ROW), number(self.revision.to_be_bytes())),
+            (row_key(PRIVATE, REVISION_ROW), Some(self.revision_row())),
         ]
     }
 }
@@ -255,7 +266,12 @@ impl Shared {
         }
         batch.insert(&self.rows, &seq_key(seq)[..], &[][..]);
         batch.remove(&self.rows, &seq_key(seq - 1)[..]);
-        batch.commit()
+        let begin = SystemClock.now();
+        let result = batch.commit();
+        let took = begin.elapsed().as_secs_f64();
+        metrics().backend_commit.observe(took);
+        metrics().backend_commit_write.observe(took);
+        result
     }
 
     /// Drops the overlay's rows of batches that are in fjall, unless a later batch replaced them.
@@ -377,6 +393,7 @@ impl Backend for Engine {
             consistent_index: batch.consistent_index,
             term: batch.term,
             revision: batch.revision,
+            size_bytes: batch.size_bytes,
         };
 
         let shared = &*self.shared;
@@ -506,9 +523,6 @@ impl Backend for Engine {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.shared.db.disk_space().unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot tell the engine's size");
-            0
-        })
+        self.shared.overlay.read().position.size_bytes
     }
 }

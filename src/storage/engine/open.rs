@@ -264,10 +264,13 @@ fn check(db: &Database, rows: &Keyspace, identity: Metadata) -> Result<(u64, Pos
             None => Err("it has batches but no position".into()),
         }
     };
-    let position = Position {
-        consistent_index: number(Bucket::Meta as u8, CONSISTENT_INDEX_ROW)?,
-        term: number(Bucket::Meta as u8, TERM_ROW)?,
-        revision: number(PRIVATE, REVISION_ROW)? as i64,
+    let consistent_index = number(Bucket::Meta as u8, CONSISTENT_INDEX_ROW)?;
+    let term = number(Bucket::Meta as u8, TERM_ROW)?;
+    let row = get(PRIVATE, REVISION_ROW)?;
+    let (revision, size_bytes) = match row.as_deref().map(<[u8]>::as_chunks::<8>) {
+        Some(([revision, size], [])) => (i64::from_be_bytes(*revision), u64::from_be_bytes(*size)),
+        None if seq == 0 => (0, 0),
+        _ => return Err("malformed position row".into()),
     };
-    Ok((seq, position))
+    Ok((seq, Position { consistent_index, term, revision, size_bytes }))
 }

@@ -54,6 +54,7 @@ fn batch(index: u64, ops: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Batch {
         consistent_index: index,
         term: 1 + index / 100,
         revision: index as i64 + 1,
+        size_bytes: index * 4096,
     }
 }
 
@@ -118,7 +119,7 @@ fn reads_its_writes_and_reopens() {
     assert_eq!(opened.engine.revision(), 501);
     assert_eq!(rows(&opened.engine), model);
     opened.engine.verify().unwrap();
-    assert!(opened.engine.size_bytes() > 0);
+    assert_eq!(opened.engine.size_bytes(), 500 * 4096);
     opened.engine.mark_damaged("test").unwrap();
     drop(opened);
 

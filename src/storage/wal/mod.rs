@@ -1,5 +1,5 @@
 //! etcd's write-ahead log, byte for byte: it is the raft log, and etcd's own tools read it.
-//! Uses: base, pb
+//! Uses: base, obs, pb
 
 mod files;
 mod reader;
@@ -8,7 +8,9 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
+use crate::base::clock::{Clock, SystemClock};
 use crate::base::failpoint;
+use crate::obs::metrics::metrics;
 use crate::pb::raftpb::{Entry, HardState};
 use files::{create_segment, keep_broken, open_segments, preallocate, segment_name, sync_dir};
 use parking_lot::RwLock;
@@ -381,10 +383,13 @@ impl Wal {
             });
             self.state = *state;
         }
+        let begin = SystemClock.now();
         failpoint::io(failpoint::WAL_WRITE)
             .and_then(|()| self.tail.file.write_all_at(&self.buf, self.offset))
             .map_err(|e| self.tail.io(e))?;
         failpoint::hit(failpoint::WAL_WRITTEN);
+        metrics().wal_write.observe(begin.elapsed().as_secs_f64());
+        metrics().wal_write_bytes.add(self.buf.len() as i64);
         self.offset += self.buf.len() as u64;
         self.crc = crc;
         {
@@ -408,9 +413,12 @@ impl Wal {
         if self.no_fsync {
             return Ok(());
         }
-        failpoint::io(failpoint::WAL_SYNC)
+        let begin = SystemClock.now();
+        let result = failpoint::io(failpoint::WAL_SYNC)
             .and_then(|()| self.tail.file.sync_data())
-            .map_err(|e| self.tail.io(e))
+            .map_err(|e| self.tail.io(e));
+        metrics().wal_fsync.observe(begin.elapsed().as_secs_f64());
+        result
     }
 
     /// Closes the segment and goes on in a new one, which gets its name only when its head is

@@ -1,6 +1,6 @@
 //! etcd's peer protocol: raft messages over long-lived HTTP/1.1 responses, which each side dials
 //! for itself, and over single POSTs when there is no stream.
-//! Uses: base, pb
+//! Uses: base, obs, pb
 
 mod client;
 pub mod codec;

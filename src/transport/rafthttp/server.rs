@@ -22,6 +22,7 @@ use super::peer::Stream;
 use super::{StepError, Transport, wire};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::ids::MemberId;
+use crate::obs::metrics::metrics;
 use crate::pb::raftpb::{Message, MessageType};
 
 /// Written frames that the connection has not taken yet.
@@ -116,10 +117,16 @@ async fn take_posted(transport: &Transport, request: Request<Body>) -> Result<Re
         tracing::warn!(%error, "failed to read Raft message");
         refuse(StatusCode::BAD_REQUEST, "error reading raft message")
     })?;
-    let message = decode_message(&body.to_bytes()).map_err(|error| {
+    let body = body.to_bytes();
+    let message = decode_message(&body).map_err(|error| {
         tracing::warn!(%error, "failed to unmarshal Raft message");
         refuse(StatusCode::BAD_REQUEST, "error unmarshalling raft message")
     })?;
+    let from = MemberId(message.from).to_string();
+    // A label is only made for who may be a member: the number comes from the network.
+    if transport.inner.context.sink.is_known(MemberId(message.from)) {
+        metrics().peer_received_bytes.with_label_values(&[&from]).inc_by(body.len() as u64);
+    }
     transport.inner.context.accept(message).await.map_err(|error| {
         tracing::warn!(%error, "failed to process Raft message");
         match error {

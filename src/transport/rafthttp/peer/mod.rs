@@ -1,5 +1,5 @@
 //! One peer: the streams it dialled, the streams dialled to it, single POSTs and the probe.
-//! Uses: base, pb
+//! Uses: base, obs, pb
 
 mod pipeline;
 mod probe;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use prometheus::{Histogram, IntCounter, IntGauge};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -21,6 +22,7 @@ use super::{Context, StepError, wire};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::ids::MemberId;
 use crate::base::url::Url;
+use crate::obs::metrics::metrics;
 use crate::pb::raftpb::{Message, MessageType};
 use pipeline::start_pipeline;
 use probe::probe_loop;
@@ -82,6 +84,31 @@ impl Picker {
     }
 }
 
+/// The series of a peer, found once.
+struct Counters {
+    active: IntGauge,
+    disconnected: IntCounter,
+    sent_bytes: IntCounter,
+    sent_failures: IntCounter,
+    received_bytes: IntCounter,
+    round_trip: Histogram,
+}
+
+impl Counters {
+    fn new(local: MemberId, id: MemberId) -> Counters {
+        let (local, id) = (local.to_string(), id.to_string());
+        let metrics = metrics();
+        Counters {
+            active: metrics.active_peers.with_label_values(&[&local, &id]),
+            disconnected: metrics.disconnected_peers.with_label_values(&[&local, &id]),
+            sent_bytes: metrics.peer_sent_bytes.with_label_values(&[&id]),
+            sent_failures: metrics.peer_sent_failures.with_label_values(&[&id]),
+            received_bytes: metrics.peer_received_bytes.with_label_values(&[&id]),
+            round_trip: metrics.peer_round_trip.with_label_values(&[&id]),
+        }
+    }
+}
+
 /// What the tasks of one peer share.
 struct Shared {
     context: Arc<Context>,
@@ -90,10 +117,12 @@ struct Shared {
     active: Mutex<Option<Instant>>,
     warned: Mutex<Option<Instant>>,
     round_trip: Mutex<Option<Duration>>,
+    counters: Counters,
 }
 
 impl Shared {
     fn new(context: Arc<Context>, id: MemberId, urls: Vec<Url>) -> Arc<Shared> {
+        let counters = Counters::new(context.config.local, id);
         Arc::new(Shared {
             context,
             id,
@@ -101,6 +130,7 @@ impl Shared {
             active: Mutex::default(),
             warned: Mutex::default(),
             round_trip: Mutex::default(),
+            counters,
         })
     }
 
@@ -113,12 +143,15 @@ impl Shared {
         if active.is_none() {
             tracing::info!("peer-id" = %self.id, "peer became active");
             *active = Some(SystemClock.now());
+            self.counters.active.inc();
         }
     }
 
     fn deactivate(&self, source: &dyn fmt::Display, action: &str, reason: &dyn fmt::Display) {
         let error = format!("failed to {action} {} on {source} ({reason})", self.id);
         if self.active.lock().take().is_some() {
+            self.counters.active.dec();
+            self.counters.disconnected.inc();
             let text = "peer became inactive (message send to peer failed)";
             tracing::warn!("peer-id" = %self.id, error, "{text}");
         } else {
@@ -139,6 +172,7 @@ impl Shared {
 
     fn dropped(&self, kind: MessageType, queue: &str) {
         self.context.sink.unreachable(self.id);
+        self.counters.sent_failures.inc();
         if kind == MessageType::MsgSnapshot {
             self.context.sink.snapshot_status(self.id, false);
         }
@@ -262,6 +296,9 @@ impl Peer {
 
     /// Ends all tasks and streams.
     pub(super) fn stop(&self) {
+        if self.shared.active.lock().take().is_some() {
+            self.shared.counters.active.dec();
+        }
         self.tasks.abort();
         self.msgapp.close();
         self.message.close();

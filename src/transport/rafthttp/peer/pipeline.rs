@@ -46,13 +46,18 @@ async fn pipeline_loop(
         let cost = cost(&message);
         let body = message.encode_to_vec();
         drop(message);
+        let bytes = body.len() as u64;
         let posted = post(&shared, body.into()).await;
         let sink = &shared.context.sink;
         match &posted {
-            Ok(()) => shared.activate(),
+            Ok(()) => {
+                shared.activate();
+                shared.counters.sent_bytes.inc_by(bytes);
+            }
             Err(error) => {
                 shared.deactivate(&"pipeline", "write", error);
                 sink.unreachable(shared.id);
+                shared.counters.sent_failures.inc();
             }
         }
         if snapshot {

@@ -21,6 +21,9 @@ pub(super) async fn probe_loop(shared: Arc<Shared>) {
         ticks.tick().await;
         let begin = SystemClock.now();
         let probed = probe(&shared).await;
+        if probed.is_ok() {
+            shared.counters.round_trip.observe(begin.elapsed().as_secs_f64());
+        }
         *shared.round_trip.lock() = probed.is_ok().then(|| begin.elapsed());
         if let Err(error) = probed
             && shared.may_warn()

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use prost::Message as _;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::super::client::{self, Connection, exchange, read_all};
@@ -91,6 +92,8 @@ async fn read_until_lost(
         decoder.feed(&data);
         while let Some(received) = decoder.next_frame().map_err(|error| error.to_string())? {
             if let Received::Message(message) = received {
+                let bytes = message.encoded_len() as u64;
+                shared.counters.received_bytes.inc_by(bytes);
                 deliver(shared, message).await?;
             }
         }

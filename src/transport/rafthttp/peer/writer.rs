@@ -158,30 +158,38 @@ impl StreamWriter {
                 encoder.encode(&message, &mut out);
                 written += cost(&message);
                 if out.len() >= FLUSH_BYTES {
-                    if let Err(reason) = flush(frames, &mut out, config.write_timeout).await {
+                    if let Err(reason) = self.flush(frames, &mut out, config.write_timeout).await {
                         return (action, reason);
                     }
                     drain.room.release(std::mem::take(&mut written));
                 }
             }
             if !out.is_empty() {
-                if let Err(reason) = flush(frames, &mut out, config.write_timeout).await {
+                if let Err(reason) = self.flush(frames, &mut out, config.write_timeout).await {
                     return (action, reason);
                 }
                 drain.room.release(written);
             }
         }
     }
-}
 
-async fn flush(
-    frames: &mpsc::Sender<Bytes>,
-    out: &mut BytesMut,
-    wait: Duration,
-) -> Result<(), &'static str> {
-    match timeout(wait, frames.send(out.split().freeze())).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err("connection closed by the peer"),
-        Err(_) => Err("i/o timeout"),
+    async fn flush(
+        &self,
+        frames: &mpsc::Sender<Bytes>,
+        out: &mut BytesMut,
+        wait: Duration,
+    ) -> Result<(), &'static str> {
+        let bytes = out.split().freeze();
+        let count = bytes.len() as u64;
+        let result = match timeout(wait, frames.send(bytes)).await {
+            Ok(Ok(())) => {
+                self.shared.counters.sent_bytes.inc_by(count);
+                return Ok(());
+            }
+            Ok(Err(_)) => Err("connection closed by the peer"),
+            Err(_) => Err("i/o timeout"),
+        };
+        self.shared.counters.sent_failures.inc();
+        result
     }
 }
