@@ -5,8 +5,12 @@ use prost_types::field_descriptor_proto::Type;
 
 /// Message fields that rusd carries as the bytes it stored, undecoded: a row goes from the store to
 /// the wire as it is. On the wire a message and a bytes field look the same.
-const CARRIED_AS_BYTES: &[(&str, &str)] =
-    &[("RangeResponse", "kvs"), ("PutResponse", "prev_kv"), ("DeleteRangeResponse", "prev_kvs")];
+const CARRIED_AS_BYTES: &[(&str, &str)] = &[
+    ("RangeResponse", "kvs"),
+    ("PutResponse", "prev_kv"),
+    ("DeleteRangeResponse", "prev_kvs"),
+    ("WatchResponse", "events"),
+];
 
 const TONIC_CODEC: &str = "tonic_prost::ProstCodec::default()";
 const OUR_CODEC: &str = "crate::pb::codec::Codec::default()";

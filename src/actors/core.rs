@@ -1,8 +1,10 @@
 //! What actors publish and edges read without asking, and the node that edges hold.
 
+use crate::actors::handle::watch::Watching;
 use crate::actors::handle::{Answer, Node, RaftStatus};
 use crate::actors::inbox::{Ask, Inbox, Propose};
 use crate::actors::lease_keeper::{self, LeaseKeeperAddr};
+use crate::actors::watch_hub::WatchHandle;
 use crate::apply::Reply;
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
@@ -189,6 +191,7 @@ pub trait LeaseForward: Send + Sync + 'static {
 pub struct Core {
     pub shared: Arc<Shared>,
     pub lease_keeper: LeaseKeeperAddr,
+    pub watch_hub: WatchHandle,
     pub leases: LeaseReader,
     pub forward: Arc<dyn LeaseForward>,
     pub clock: Arc<dyn Clock>,
@@ -434,6 +437,10 @@ impl Node for Core {
             self.lease_keeper.do_send(lease_keeper::ByDeadline(reply));
             answer.await.unwrap_or_default()
         })
+    }
+
+    fn watch(&self) -> Watching {
+        self.watch_hub.open()
     }
 
     fn alarms(&self) -> Vec<rpc::AlarmMember> {

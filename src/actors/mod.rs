@@ -1,7 +1,8 @@
 //! The actors and the handles by which edges reach them. Who tells whom: edges ask RaftActor
 //! (propose, read index, step) and LeaseKeeper (renew, remaining); RaftActor tells StoreActor
 //! (register, apply) and LeaseKeeper (demoted); StoreActor tells RaftActor (applied) and
-//! LeaseKeeper (leases, promoted); LeaseKeeper tells RaftActor (propose as leader). Nobody waits.
+//! LeaseKeeper (leases, promoted); LeaseKeeper tells RaftActor (propose as leader); watch streams
+//! ask WatchHub, which tells StoreActor (watch) and is told by it (live, events). Nobody waits.
 //! Uses: apply, base, cluster, lease, mvcc, obs, pb, raft, storage
 
 pub mod core;
@@ -14,3 +15,4 @@ pub mod raft;
 pub mod rt;
 pub mod store;
 mod timings;
+pub mod watch_hub;

@@ -7,7 +7,8 @@ use crate::actors::no_space::NoSpace;
 use crate::actors::raft::{self, RaftActor};
 use crate::actors::rt;
 use crate::actors::timings::Timings;
-use crate::apply::{Applied, Effect, Machine, Reply, describe};
+use crate::actors::watch_hub::{self, WatchHubAddr};
+use crate::apply::{Applied, Effect, Event, Machine, Reply, describe};
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
 use crate::base::failpoint;
@@ -106,6 +107,15 @@ pub struct Connect {
     pub lease_keeper: LeaseKeeperAddr,
 }
 
+/// WatchHub wants to be told events from now on, or no longer.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Watch {
+    /// Comes back with [`watch_hub::Live`].
+    pub epoch: u64,
+    pub hub: Option<WatchHubAddr>,
+}
+
 #[derive(Message)]
 #[rtype(result = "()")]
 struct CompactStep;
@@ -118,10 +128,14 @@ pub struct StoreActor {
     pace: Pace,
     raft: Option<Addr<RaftActor>>,
     lease_keeper: Option<LeaseKeeperAddr>,
+    /// There while there are watchers; without it no events are made.
+    watch_hub: Option<WatchHubAddr>,
     waiters: HashMap<u64, Waiter>,
     /// Answers of the batch at hand; they leave when its effects are published.
     answers: Vec<(Waiter, Result<Reply>)>,
     no_space: NoSpace,
+    /// Events of the batch at hand, by revision.
+    events: Vec<(i64, Vec<Event>)>,
     compacting: bool,
     /// Replies to physical compactions, held until the rows are gone.
     physical: Vec<(Waiter, Result<Reply>)>,
@@ -130,7 +144,13 @@ pub struct StoreActor {
 
 impl StoreActor {
     /// Takes over the recovered machine. Start it in an Arbiter of its own.
-    pub fn new(machine: Machine, members: Members, shared: Arc<Shared>, pace: Pace) -> StoreActor {
+    pub fn new(
+        mut machine: Machine,
+        members: Members,
+        shared: Arc<Shared>,
+        pace: Pace,
+    ) -> StoreActor {
+        machine.want_events(false);
         StoreActor {
             machine,
             members,
@@ -138,9 +158,11 @@ impl StoreActor {
             pace,
             raft: None,
             lease_keeper: None,
+            watch_hub: None,
             waiters: HashMap::new(),
             answers: Vec::new(),
             no_space: NoSpace::default(),
+            events: Vec::new(),
             compacting: false,
             physical: Vec::new(),
             timings: Timings::new(),
@@ -261,8 +283,9 @@ impl StoreActor {
                 }
             }
             Effect::CompactionScheduled { .. } => self.compacting = true,
-            // The watch hub and lease checkpoints come with the next issue.
-            Effect::Events { .. } | Effect::LeaseCheckpointed { .. } => {}
+            Effect::Events { revision, events } => self.events.push((revision, events)),
+            // Lease checkpoints come with the next issue.
+            Effect::LeaseCheckpointed { .. } => {}
         }
     }
 
@@ -351,6 +374,18 @@ impl Handler<Connect> for StoreActor {
     }
 }
 
+impl Handler<Watch> for StoreActor {
+    type Result = ();
+
+    fn handle(&mut self, Watch { epoch, hub }: Watch, _: &mut Self::Context) {
+        self.machine.want_events(hub.is_some());
+        self.watch_hub = hub;
+        if let Some(hub) = &self.watch_hub {
+            hub.do_send(watch_hub::Live { epoch, revision: self.machine.revision() });
+        }
+    }
+}
+
 impl Handler<Apply> for StoreActor {
     type Result = ();
 
@@ -369,6 +404,12 @@ impl Handler<Apply> for StoreActor {
         let Some(last) = entries.last() else {
             return;
         };
+        // IMPORTANT: before the answers, so that progress asked for after one covers its write.
+        if let Some(hub) = &self.watch_hub
+            && !self.events.is_empty()
+        {
+            hub.do_send(watch_hub::Events(std::mem::take(&mut self.events)));
+        }
         self.shared.publish_applied(last.index);
         for (waiter, result) in self.answers.drain(..) {
             // A caller that has gone needs no answer.

@@ -44,6 +44,8 @@ pub struct Machine {
     /// Rows outside bucket Key that the entry changes.
     pub(super) ops: Vec<Op>,
     pub(super) effects: Vec<Effect>,
+    /// Whether anybody wants [`Effect::Events`].
+    events_wanted: bool,
     /// The entry was applied beyond the quota: its answer is "no space".
     full: bool,
     backend: Handle,
@@ -78,6 +80,7 @@ impl Machine {
             quota: Quota::new(options.quota_bytes),
             ops: Vec::new(),
             effects: Vec::new(),
+            events_wanted: true,
             full: false,
             backend: Handle(backend),
             position,
@@ -89,6 +92,16 @@ impl Machine {
     /// Raft index and term of the newest entry that the state contains.
     pub fn position(&self) -> (u64, u64) {
         self.position
+    }
+
+    /// Whether [`Effect::Events`] is made; it is at first.
+    pub fn want_events(&mut self, wanted: bool) {
+        self.events_wanted = wanted;
+    }
+
+    /// The newest revision of the store.
+    pub fn revision(&self) -> i64 {
+        self.store.revision()
     }
 
     /// A handle for reads of the store.
@@ -156,7 +169,7 @@ impl Machine {
         self.position = (index, term);
         let changes = self.submit();
         let mut effects = std::mem::take(&mut self.effects);
-        if !changes.is_empty() {
+        if !changes.is_empty() && self.events_wanted {
             let revision = self.store.revision();
             let events = changes.into_iter().map(|change| event(change, revision)).collect();
             effects.insert(0, Effect::Events { revision, events });

@@ -16,6 +16,8 @@ pub const COMPACT_STEP: &str = "compact-step";
 pub const LEASE_LOOK: &str = "lease-look";
 /// LeaseKeeper has found expired leases and is about to propose their revokes.
 pub const LEASE_REVOKE: &str = "lease-revoke";
+/// WatchHub is about to hand on events.
+pub const WATCH_EVENTS: &str = "watch-events";
 /// The WAL is about to write records; an error is the write's.
 pub const WAL_WRITE: &str = "wal-write";
 /// The WAL has written records and not synced them.
@@ -32,6 +34,7 @@ pub const ALL: &[&str] = &[
     COMPACT_STEP,
     LEASE_LOOK,
     LEASE_REVOKE,
+    WATCH_EVENTS,
     WAL_WRITE,
     WAL_WRITTEN,
     WAL_SYNC,

@@ -39,3 +39,20 @@ pub const INDEX_ROW_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const OVERLAY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Page of etcd's database file, in which sizes are told.
 pub const PAGE_BYTES: u64 = 4096;
+/// Revisions that one pass over the history reads for lagging watchers, and with that the most that
+/// one watch response holds (etcd v3.5.17 `server/mvcc/watcher_group.go` watchBatchMaxRevs).
+pub const WATCH_PASS_REVISIONS_MAX: i64 = 1000;
+/// Lagging watchers that share one pass (etcd v3.5.17 maxWatchersPerSync).
+pub const WATCH_PASS_WATCHERS_MAX: usize = 512;
+/// Bytes of events after which a pass ends with the revision it is in.
+pub const WATCH_PASS_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of events that are kept in memory for watchers which a pass is about to bring up to date;
+/// beyond it they take another pass.
+pub const WATCH_RECENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Watch responses that wait for one stream's client before its watchers start to lag.
+pub const WATCH_STREAM_RESPONSES_MAX: usize = 4096;
+/// Bytes of events that wait for one stream's client before its watchers start to lag.
+pub const WATCH_STREAM_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Requests of one watch stream on their way to the hub and back (etcd v3.5.17 ctrlStreamBufLen
+/// holds 16 answers).
+pub const WATCH_REQUESTS_MAX: usize = 64;

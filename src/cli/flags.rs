@@ -114,7 +114,6 @@ const DEFRAG: Effect = Effect::Later("nothing is defragmented");
 const COMPACTOR: Effect = Effect::Later("there is no auto compaction");
 const CORRUPTION: Effect = Effect::Later("there is no corruption check");
 const TOKENS: Effect = Effect::Later("auth cannot be enabled");
-const PROGRESS: Effect = Effect::Later("watch is not served");
 const LEASE_CHECKPOINTS: Effect = Effect::Later("lease checkpoints are not proposed");
 const MEMBERSHIP: Effect = Effect::Later("members cannot be added or removed");
 const DOWNGRADE: Effect = Effect::Later("there is no downgrade");
@@ -273,7 +272,7 @@ pub const FLAGS: &[Flag] = &[
     f(EXPERIMENTAL, "experimental-compaction-batch-limit", Int, "0", W, "Most revisions removed in one step of a compaction (0: 1000)."),
     f(EXPERIMENTAL, "experimental-compaction-sleep-interval", Duration, "0s", W, "Pause between the steps of a compaction (0: 10ms)."),
     f(EXPERIMENTAL, "experimental-peer-skip-client-san-verification", Bool, "false", W, "Do not check the host names in certificates of connecting peers."),
-    f(EXPERIMENTAL, "experimental-watch-progress-notify-interval", Duration, "0s", PROGRESS, "Interval of progress notices to watchers (0: 10m)."),
+    f(EXPERIMENTAL, "experimental-watch-progress-notify-interval", Duration, "0s", W, "Interval of progress notices to watchers (0: 10m)."),
     f(EXPERIMENTAL, "experimental-downgrade-check-time", Duration, "5s", DOWNGRADE, "Interval of looking at a downgrade's progress."),
     f(EXPERIMENTAL, "experimental-memory-mlock", Bool, "false", NO_BBOLT, "Keep the database's pages in memory."),
     f(EXPERIMENTAL, "experimental-warning-apply-duration", Duration, "100ms", W, "Warn about requests that take longer."),

@@ -21,6 +21,9 @@ pub const ELECTION_TIMEOUT: Duration = Duration::from_millis(1000);
 
 /// How long a read may take without a warning unless the caller says otherwise.
 pub const SLOW_READ: Duration = Duration::from_millis(100);
+/// Interval of progress notices unless the caller says otherwise (etcd:
+/// `--experimental-watch-progress-notify-interval`).
+pub const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The store as the edge reads it.
 pub trait Reads: Send + Sync + 'static {
@@ -58,6 +61,8 @@ pub struct GrpcOptions {
     pub slow_read: Duration,
     /// Draws a candidate lease id; the edge clears the sign bit and draws again on 0.
     pub lease_ids: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// How often watchers that want it are told of progress when there are no events.
+    pub watch_progress_interval: Duration,
     /// Gets the calls counted.
     pub observer: Arc<dyn Observer>,
     /// What `grpc.health.v1` answers for the whole server; a dropped sender freezes it.
@@ -73,6 +78,7 @@ impl GrpcOptions {
             election_timeout: ELECTION_TIMEOUT,
             slow_read: SLOW_READ,
             lease_ids,
+            watch_progress_interval: WATCH_PROGRESS_INTERVAL,
             observer: Arc::new(NoObserver),
             serving: watch::channel(true).1,
         }
@@ -123,7 +129,8 @@ impl Edge {
         Some(header)
     }
 
-    fn fill_identity(&self, header: &mut rpc::ResponseHeader) {
+    /// Fills in all but the revision.
+    pub(super) fn fill_identity(&self, header: &mut rpc::ResponseHeader) {
         header.cluster_id = self.node.cluster_id().0;
         header.member_id = self.node.member_id().0;
         header.raft_term = self.node.raft_status().term;

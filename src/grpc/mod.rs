@@ -1,6 +1,6 @@
 //! The gRPC edge: etcd's client services over a `Node` and a reader. It checks requests, asks the
 //! node or the reader, and fills in headers; it holds no state of its own.
-//! Uses: actors (handle), apply, base, obs (metrics), pb
+//! Uses: actors (handle), apply, base, mvcc (watch), obs (metrics), pb
 
 pub mod auth;
 pub mod calls;
@@ -66,7 +66,7 @@ impl Services {
         }
         Self(Arc::new(Parts {
             kv: serve!(rpc::kv_server::KvServer<_>, kv::Service(edge.clone())),
-            watch: serve!(rpc::watch_server::WatchServer<_>, watch::Service),
+            watch: serve!(rpc::watch_server::WatchServer<_>, watch::Service(edge.clone())),
             lease: serve!(rpc::lease_server::LeaseServer<_>, lease::Service(edge.clone())),
             cluster: serve!(rpc::cluster_server::ClusterServer<_>, cluster::Service(edge.clone())),
             maintenance: serve!(

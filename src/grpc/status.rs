@@ -1,6 +1,7 @@
 //! The error table: what each of etcd's errors looks like on the wire.
 
 use crate::base::error::Error;
+use crate::mvcc::watch::Refusal;
 use tonic::{Code, Status};
 
 /// Code and text of an error, as etcd v3.5.17 puts them on the wire.
@@ -110,6 +111,14 @@ pub fn code_and_text(error: Error) -> (Code, &'static str) {
         Error::CanceledByClient => (Cancelled, "context canceled"),
         Error::DeadlineExceeded => (DeadlineExceeded, "context deadline exceeded"),
         Error::NotImplemented => (Unimplemented, "etcdserver: not implemented"),
+    }
+}
+
+/// Why a watcher was not made, as its client reads it (etcd v3.5.17 `server/mvcc/watcher.go`).
+pub fn watch_refusal(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::EmptyRange => "mvcc: watcher range is empty",
+        Refusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
     }
 }
 

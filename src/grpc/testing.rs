@@ -3,10 +3,12 @@
 use super::edge::{GrpcOptions, Reads};
 use super::methods::Method;
 use super::observer::Observer;
+use crate::actors::handle::watch::{Tell, Watching};
 use crate::actors::handle::{Answer, Node, RaftStatus};
 use crate::apply::Reply;
 use crate::base::error::{Error, Result};
 use crate::base::ids::{ClusterId, MemberId};
+use crate::mvcc::watch::StreamId;
 use crate::pb::etcdserverpb as rpc;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ pub struct FakeNode {
     pub proposed: Mutex<Vec<rpc::InternalRaftRequest>>,
     pub linearizable: Mutex<usize>,
     pub alarms: Vec<rpc::AlarmMember>,
+    pub hub: Tell,
 }
 
 impl Default for FakeNode {
@@ -35,6 +38,7 @@ impl Default for FakeNode {
             reply: Mutex::new(None),
             proposed: Mutex::default(),
             linearizable: Mutex::default(),
+            hub: Arc::new(|_| {}),
             alarms: vec![rpc::AlarmMember { member_id: 5, alarm: 1 }],
         }
     }
@@ -89,6 +93,9 @@ impl Node for FakeNode {
     fn leases(&self) -> Answer<'_, Vec<i64>> {
         let leases = vec![1, 2];
         Box::pin(async move { leases })
+    }
+    fn watch(&self) -> Watching {
+        Watching::open(StreamId(0), self.hub.clone())
     }
     fn alarms(&self) -> Vec<rpc::AlarmMember> {
         self.alarms.clone()

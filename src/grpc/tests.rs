@@ -2,16 +2,19 @@
 
 use super::testing::{FakeNode, FakeReads, Notes, QUOTA, options};
 use super::{Services, status};
+use crate::actors::watch_hub::tests::{World, compaction};
 use crate::apply::Reply;
 use crate::base::error::Error;
 use crate::base::ids::MemberId;
-use crate::pb::{etcdserverpb as rpc, health as healthpb};
+use crate::pb::{etcdserverpb as rpc, health as healthpb, mvccpb};
 use prost::Message;
 use rpc::auth_client::AuthClient;
 use rpc::cluster_client::ClusterClient;
 use rpc::kv_client::KvClient;
 use rpc::lease_client::LeaseClient;
 use rpc::maintenance_client::MaintenanceClient;
+use rpc::watch_client::WatchClient;
+use rpc::watch_request::RequestUnion;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
@@ -288,4 +291,77 @@ async fn unknown_methods_are_unimplemented() {
             .unwrap_err();
         assert_eq!((error.code(), error.message()), (Code::Unimplemented, text));
     }
+}
+
+fn watch_for(create: rpc::WatchCreateRequest) -> rpc::WatchRequest {
+    rpc::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
+}
+
+#[test]
+fn watches_are_answered_as_etcd_answers_them() {
+    actix_rt::System::new().block_on(async {
+        let mut world = World::new();
+        for _ in 0..3 {
+            world.put(b"k", "v".into()).await;
+        }
+        world.apply(vec![compaction(3)]).await;
+        let server =
+            serve_node(FakeNode { hub: world.streams.tell(), ..FakeNode::default() }).await;
+        let (asks, asked) = tokio::sync::mpsc::unbounded_channel();
+        let asked = tokio_stream::wrappers::UnboundedReceiverStream::new(asked);
+        let mut client = WatchClient::new(server.channel.clone());
+        let mut answers = client.watch(asked).await.unwrap().into_inner();
+        let key = rpc::WatchCreateRequest { key: "k".into(), ..Default::default() };
+        let header = |revision| rpc::ResponseHeader {
+            cluster_id: 0x22,
+            member_id: 0x11,
+            revision,
+            raft_term: 2,
+        };
+        let response = |revision, watch_id| rpc::WatchResponse {
+            header: Some(header(revision)),
+            watch_id,
+            ..Default::default()
+        };
+        for (create, answer) in [
+            (key.clone(), vec![rpc::WatchResponse { created: true, ..response(4, 0) }]),
+            (
+                rpc::WatchCreateRequest { range_end: "a".into(), ..key.clone() },
+                vec![rpc::WatchResponse {
+                    created: true,
+                    canceled: true,
+                    cancel_reason: "mvcc: watcher range is empty".into(),
+                    ..response(4, -1)
+                }],
+            ),
+            (
+                rpc::WatchCreateRequest { watch_id: 9, start_revision: 2, ..key.clone() },
+                vec![
+                    rpc::WatchResponse { created: true, ..response(4, 9) },
+                    rpc::WatchResponse { canceled: true, compact_revision: 3, ..response(0, 9) },
+                ],
+            ),
+            (
+                rpc::WatchCreateRequest { watch_id: 9, ..key.clone() },
+                vec![rpc::WatchResponse {
+                    created: true,
+                    canceled: true,
+                    cancel_reason: "mvcc: duplicate watch ID provided on the WatchStream".into(),
+                    ..response(4, -1)
+                }],
+            ),
+        ] {
+            asks.send(watch_for(create)).unwrap();
+            for expected in answer {
+                assert_eq!(answers.message().await.unwrap().unwrap(), expected);
+            }
+        }
+        // Once the client has nothing more to ask, its watchers go on.
+        drop(asks);
+        world.put(b"k", "new".into()).await;
+        let news = answers.message().await.unwrap().unwrap();
+        assert_eq!((news.watch_id, news.header), (0, Some(header(5))));
+        let event = mvccpb::Event::decode(news.events[0].clone()).unwrap();
+        assert_eq!(event.kv.unwrap().value, "new");
+    });
 }

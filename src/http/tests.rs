@@ -1,6 +1,7 @@
 //! The pages' texts and codes, as etcd 3.5.17 answers them.
 
 use super::*;
+use crate::actors::handle::watch::Watching;
 use crate::actors::handle::{Answer, Node, NodeHandle, RaftStatus};
 use crate::apply::Reply;
 use crate::base::error::{Error, Result};
@@ -79,6 +80,9 @@ impl Node for Fake {
     fn leases(&self) -> Answer<'_, Vec<i64>> {
         let leases = vec![7];
         Box::pin(async move { leases })
+    }
+    fn watch(&self) -> Watching {
+        unreachable!("no page watches")
     }
     fn alarms(&self) -> Vec<rpc::AlarmMember> {
         let one = |alarm| rpc::AlarmMember { member_id: ID, alarm: alarm as i32 };

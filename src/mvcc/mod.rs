@@ -13,6 +13,7 @@ mod row;
 mod shared;
 pub mod size;
 mod store;
+pub mod watch;
 
 pub use compact::CompactProgress;
 pub(crate) use read::header;

@@ -2,7 +2,7 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::ids::{LeaseId, Revision};
-use crate::mvcc::backend::BackendError;
+use crate::mvcc::backend::{Backend, BackendError};
 use crate::mvcc::counts::{Counts, Tally};
 use crate::mvcc::hash;
 use crate::mvcc::index::Keys;
@@ -185,6 +185,11 @@ impl std::fmt::Debug for Reader {
 impl Reader {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
+    }
+
+    /// The rows below; what is read of them may go away with a compaction.
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.shared.backend
     }
 
     /// The newest published revision; 1 in an empty store.

@@ -13,6 +13,7 @@ use crate::actors::inbox::Inbox;
 use crate::actors::lease_keeper::LeaseKeeper;
 use crate::actors::raft::{Parts, RaftActor};
 use crate::actors::store::{self, StoreActor};
+use crate::actors::watch_hub::{WatchHandle, WatchHub};
 use crate::actors::{raft, rt};
 use crate::base::clock::{Clock, SystemClock};
 use crate::cli::config::Config;
@@ -112,6 +113,10 @@ async fn member(config: Config) -> Result<(), String> {
     let store = StoreActor::start_in_arbiter(&Arbiter::new().handle(), move |_| {
         StoreActor::new(machine, members, store_shared, pace)
     });
+    let (table, hub_reader, hub_store) = (Arc::default(), reader.clone(), store.clone());
+    let hub = rt::supervise(&Arbiter::new().handle(), clock.clone(), move || {
+        WatchHub::new(Arc::clone(&table), hub_reader.clone(), hub_store.clone())
+    });
     let parts = Parts {
         driver,
         wal: booted.wal,
@@ -144,6 +149,7 @@ async fn member(config: Config) -> Result<(), String> {
     let core = Arc::new(Core {
         shared: shared.clone(),
         lease_keeper: keeper,
+        watch_hub: WatchHandle::new(hub),
         leases,
         forward: Arc::new(glue::Forward::new(connector.clone())),
         clock: clock.clone(),

@@ -31,6 +31,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// grpc-go raises shorter intervals to this one.
 const PING_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Shortest interval of watch progress notices (etcd: minWatchProgressInterval).
+const WATCH_PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// TLS of the two kinds of ports.
 pub struct Tls {
@@ -233,6 +235,7 @@ pub fn clients(
         max_txn_ops: config.max_txn_ops,
         election_timeout: Duration::from_millis(config.election_timeout_ms),
         slow_read: config.experimental_warning_apply_duration,
+        watch_progress_interval: watch_progress_interval(config),
         serving,
         observer: Arc::new(grpc::Calls::at_zero()),
         ..GrpcOptions::new(Arc::new(move || ids.shared.ids.next()))
@@ -294,6 +297,18 @@ pub fn clients(
         tracing::info!(address = %url, "serving metrics");
     }
     Ok(())
+}
+
+/// etcd v3.5.17 `v3rpc/watch.go` NewWatchServer: shorter ones are raised.
+fn watch_progress_interval(config: &Config) -> Duration {
+    let asked = config.experimental_watch_progress_notify_interval;
+    if asked < WATCH_PROGRESS_INTERVAL_MIN {
+        tracing::warn!(
+            minimum = ?WATCH_PROGRESS_INTERVAL_MIN,
+            "adjusting watch progress notify interval to minimum period"
+        );
+    }
+    asked.max(WATCH_PROGRESS_INTERVAL_MIN)
 }
 
 /// Resolves when the process is asked to end.

@@ -77,3 +77,17 @@ fn rows_leave_the_index_when_the_budget_ends() {
         assert_eq!(KeyValue::decode(row.clone()).unwrap().value, "0123456789");
     }
 }
+
+#[test]
+fn events_are_made_only_while_they_are_wanted() {
+    let mut world = World::new();
+    let put = |world: &mut World| {
+        let put = rpc::PutRequest { key: "k".into(), ..Default::default() };
+        world.apply(rpc::InternalRaftRequest { put: Some(put), ..Default::default() }).effects
+    };
+    world.machine.want_events(false);
+    assert_eq!(put(&mut world), []);
+    world.machine.want_events(true);
+    let effects = put(&mut world);
+    assert!(matches!(&effects[..], [Effect::Events { revision: 3, .. }]), "{effects:?}");
+}

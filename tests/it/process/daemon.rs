@@ -5,6 +5,7 @@ use rusd::pb::etcdserverpb as rpc;
 use rusd::pb::etcdserverpb::kv_client::KvClient;
 use rusd::pb::etcdserverpb::lease_client::LeaseClient;
 use rusd::pb::etcdserverpb::maintenance_client::MaintenanceClient;
+use rusd::pb::etcdserverpb::watch_client::WatchClient;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::OpenOptions;
 use std::net::TcpListener;
@@ -150,6 +151,10 @@ impl Member {
 
     pub fn maintenance(&self) -> MaintenanceClient<Channel> {
         MaintenanceClient::new(self.channel())
+    }
+
+    pub fn watch(&self) -> WatchClient<Channel> {
+        WatchClient::new(self.channel())
     }
 
     /// Everything it has logged, in all its lives.

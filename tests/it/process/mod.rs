@@ -6,3 +6,4 @@ mod durable;
 mod lease;
 mod load;
 mod quota;
+mod watch;

@@ -1,5 +1,9 @@
 //! What the edges hold: cheap clones that hide the actors' addresses.
+//! Uses: apply, base, mvcc, obs, pb
 
+pub mod watch;
+
+use crate::actors::handle::watch::Watching;
 use crate::apply::Reply;
 use crate::base::error::Result;
 use crate::base::ids::{ClusterId, MemberId};
@@ -46,6 +50,8 @@ pub trait Node: Send + Sync + 'static {
     ) -> Answer<'_, Result<rpc::LeaseTimeToLiveResponse>>;
     /// All lease ids, the first to expire first (etcd v3.5.17 `lease/lessor.go` Leases).
     fn leases(&self) -> Answer<'_, Vec<i64>>;
+    /// A new watch stream.
+    fn watch(&self) -> Watching;
     /// Raised alarms.
     fn alarms(&self) -> Vec<rpc::AlarmMember>;
 }
