@@ -8,6 +8,18 @@ use std::path::Path;
 const SMALL: u64 = 4096;
 const META: Metadata = Metadata { node_id: 0x1234, cluster_id: u64::MAX - 7 };
 
+/// Opens a log that was just closed. Another test may be starting a program at this moment: until
+/// its exec, the child holds every lock of this process.
+fn open_sized(dir: &Path, segment_bytes: u64) -> Result<(Wal, Replay), WalError> {
+    for _ in 0..100 {
+        match Wal::open_sized(dir, segment_bytes) {
+            Err(WalError::Locked(_)) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            opened => return opened,
+        }
+    }
+    Wal::open_sized(dir, segment_bytes)
+}
+
 fn entry(index: u64, term: u64, size: usize) -> Entry {
     let data: Vec<u8> = (0..size).map(|i| (i as u64 * 7 + index) as u8 | 1).collect();
     Entry { index, term, data: Bytes::from(data), ..Entry::default() }
@@ -48,7 +60,7 @@ fn round_trip_reopen_and_cut() {
         model.push(e);
         if i % 41 == 0 {
             drop(wal);
-            let (w, replay) = Wal::open_sized(&dir, SMALL).unwrap();
+            let (w, replay) = open_sized(&dir, SMALL).unwrap();
             wal = w;
             assert_eq!(replay.last_index, i);
             assert_eq!(replay.metadata, META);
@@ -83,7 +95,7 @@ fn round_trip_reopen_and_cut() {
         .unwrap();
     assert_eq!(seen, model[32..160]);
     drop((wal, reader));
-    let (_, replay) = Wal::open_sized(&dir, SMALL).unwrap();
+    let (_, replay) = open_sized(&dir, SMALL).unwrap();
     assert_eq!(replay.term_runs, [(1, 1), (60, 2), (120, 3), (180, 4)]);
     assert_eq!(replay.hard_state, state(4, 196));
     assert_eq!(replay.tail, model[196..]);
@@ -112,7 +124,7 @@ fn later_entries_replace_earlier_ones() {
         Err(WalError::Gap { .. })
     ));
     drop(wal);
-    let (wal, replay) = Wal::open_sized(&dir, SMALL).unwrap();
+    let (wal, replay) = open_sized(&dir, SMALL).unwrap();
     assert_eq!(replay.tail, model);
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for e in &model {
@@ -147,12 +159,12 @@ fn torn_tail_at_every_byte() {
     for cut in ends[2]..ends[3] {
         // The file ends there: always repaired.
         std::fs::write(&path, &whole[..cut as usize]).unwrap();
-        let (mut wal, replay) = Wal::open_sized(&dir, SMALL).unwrap();
+        let (mut wal, replay) = open_sized(&dir, SMALL).unwrap();
         assert_eq!(replay.last_index, 2, "cut at {cut}");
         assert_eq!(replay.repaired_at, (cut != ends[2]).then_some(ends[2]));
         wal.save(None, &[entry(3, 2, 10)], true).unwrap();
         drop(wal);
-        let (_, replay) = Wal::open_sized(&dir, SMALL).unwrap();
+        let (_, replay) = open_sized(&dir, SMALL).unwrap();
         assert_eq!((replay.last_index, replay.repaired_at), (3, None));
     }
     // Whole sectors of the last record were not written: repaired. Data that is wrong without a
@@ -166,7 +178,7 @@ fn torn_tail_at_every_byte() {
         };
         bytes.resize(bytes.len() + 4096, 0);
         std::fs::write(&path, &bytes).unwrap();
-        let opened = Wal::open_sized(&dir, SMALL);
+        let opened = open_sized(&dir, SMALL);
         if cut == ends[2] || bytes[..ends[3] as usize] == whole {
             assert_eq!(opened.unwrap().1.repaired_at, None);
         } else if sector_lost {
@@ -188,7 +200,7 @@ fn a_flipped_byte_is_damage_and_is_named() {
             let mut bytes = whole[..ends[5] as usize + 4096].to_vec();
             bytes[at] ^= mask;
             std::fs::write(&path, &bytes).unwrap();
-            match Wal::open_sized(&dir, SMALL) {
+            match open_sized(&dir, SMALL) {
                 Err(WalError::Corrupt { file, offset, .. }) => {
                     assert_eq!(file, path);
                     // A damaged checksum in a crc record shows in the record behind it.
