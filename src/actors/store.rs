@@ -8,7 +8,7 @@ use crate::actors::raft::{self, RaftActor};
 use crate::actors::rt;
 use crate::actors::timings::Timings;
 use crate::actors::watch_hub::{self, WatchHubAddr};
-use crate::apply::{Applied, Effect, Event, Machine, Reply, describe};
+use crate::apply::{self, Applied, Effect, Event, Machine, Reply, describe};
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
 use crate::base::failpoint;
@@ -186,7 +186,7 @@ impl StoreActor {
             }
             Ok(Payload::V2(request)) => {
                 let begun = self.pace.clock.now();
-                self.machine.skip(entry.index, entry.term);
+                self.machine.record(entry.index, entry.term, apply::v2_rows(&request));
                 if self.members.apply_v2(&request) {
                     self.shared.publish_members(&self.members);
                 }
@@ -243,12 +243,15 @@ impl StoreActor {
     }
 
     fn apply_change(&mut self, entry: &Entry, change: Change) -> (Change, PeerChange) {
-        self.machine.skip(entry.index, entry.term);
         let Change::V1(v1) = &change else {
+            self.machine.skip(entry.index, entry.term);
             return (change, PeerChange::None);
         };
         let id = v1.id;
-        let outcome = match self.members.apply(v1) {
+        let outcome = self.members.apply(v1);
+        let rows = apply::conf_change_rows(&outcome, &self.members);
+        self.machine.record(entry.index, entry.term, rows);
+        let outcome = match outcome {
             Ok(peer) => {
                 self.shared.publish_members(&self.members);
                 if peer == PeerChange::Remove(self.shared.member_id) {

@@ -51,7 +51,7 @@ pub fn txn_cost(txn: &rpc::TxnRequest) -> u64 {
     cost(&txn.success).max(cost(&txn.failure))
 }
 
-/// Whether the entry is of a family that this machine does not know yet: auth and downgrade.
+/// Whether the entry is of a family that this machine does not know yet: auth.
 pub(super) fn is_other(r: &rpc::InternalRaftRequest) -> bool {
     r.auth_enable.is_some()
         || r.auth_disable.is_some()
@@ -70,5 +70,4 @@ pub(super) fn is_other(r: &rpc::InternalRaftRequest) -> bool {
         || r.auth_role_get.is_some()
         || r.auth_role_grant_permission.is_some()
         || r.auth_role_revoke_permission.is_some()
-        || r.downgrade_info_set.is_some()
 }

@@ -6,9 +6,11 @@ use super::size::Size;
 use super::{Applied, Effect, Event, Reply, check};
 use crate::base::error::Error;
 use crate::lease::{LeaseReader, LeaseTable};
-use crate::mvcc::backend::{Backend, BackendError, Batch, Op};
+use crate::mvcc::backend::{Backend, BackendError, Batch, Bucket, Op};
 use crate::mvcc::{self, Change, CompactProgress, ReadError, Reader, Store};
 use crate::pb::etcdserverpb as rpc;
+use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Skipped entries after which the position is written even if nothing else is.
@@ -54,6 +56,24 @@ pub struct Machine {
     damage: Option<BackendError>,
 }
 
+/// The value of a row; `None` if it is not to be there.
+pub type Row = Option<Bytes>;
+
+/// Row of the auth store's revision, which a store without users has too.
+const AUTH_REVISION: &[u8] = b"authRevision";
+
+/// An auth store begins at revision 1 (etcd v3.5.17 `auth/store.go` NewAuthStore).
+fn found_auth(backend: &dyn Backend, revision: i64) -> Result<(), BackendError> {
+    if backend.get(Bucket::Auth, AUTH_REVISION)?.is_none() {
+        let value = Bytes::copy_from_slice(&1_u64.to_be_bytes());
+        let ops = vec![(Bucket::Auth, Bytes::from_static(AUTH_REVISION), Some(value))];
+        let (consistent_index, term) = backend.position();
+        let size_bytes = backend.size_bytes();
+        backend.submit(Batch { ops, consistent_index, term, revision, size_bytes });
+    }
+    Ok(())
+}
+
 struct Handle(Arc<dyn Backend>);
 
 impl std::fmt::Debug for Handle {
@@ -70,6 +90,7 @@ impl Machine {
         let leases = LeaseTable::open(&*backend, options.min_ttl, persist, leased)?;
         let alarms = Alarms::open(&*backend)?;
         let position = backend.position();
+        found_auth(&*backend, store.revision())?;
         let size = Size::open(&*backend, store.key_cost())?;
         store.publish_size(size.on_disk(), size.in_use());
         Ok(Self {
@@ -192,6 +213,22 @@ impl Machine {
         }
     }
 
+    /// Writes what is missing of rows that entries up to the position have left: an engine made by
+    /// an earlier version, say. The number of rows that were not as they must be.
+    pub fn mend(&mut self, rows: BTreeMap<(Bucket, Bytes), Row>) -> Result<usize, BackendError> {
+        let mut ops = Vec::new();
+        for ((bucket, key), value) in rows {
+            if self.backend.0.get(bucket, &key)? != value {
+                ops.push((bucket, key, value));
+            }
+        }
+        let count = ops.len();
+        if count > 0 {
+            self.submit_ops(ops);
+        }
+        Ok(count)
+    }
+
     /// Hands the position to the engine if skipped entries moved it.
     pub fn flush_position(&mut self) {
         if self.position != self.submitted {
@@ -288,6 +325,7 @@ impl Machine {
         } else if check::is_other(request) {
             Err(ReadError::Refused(Error::NotImplemented))
         } else {
+            self.ops.extend(super::cluster::v3_rows(request));
             Ok(Reply::Empty)
         }
     }

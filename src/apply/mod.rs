@@ -1,6 +1,6 @@
 //! The replicated machine: a committed entry in, a reply and effects out. Deterministic: the same
 //! entries give the same state on every member.
-//! Uses: base, lease, mvcc, pb
+//! Uses: base, cluster, lease, mvcc, pb
 
 use crate::base::error::Result;
 use crate::base::ids::LeaseId;
@@ -10,6 +10,7 @@ use prost::Message as _;
 
 mod alarm;
 mod check;
+mod cluster;
 mod compact;
 pub mod describe;
 mod kv;
@@ -23,7 +24,8 @@ mod tests;
 mod txn;
 
 pub use check::{LEASE_COST, put_cost, txn_cost};
-pub use machine::{Machine, Options};
+pub use cluster::{conf_change_rows, v2_rows, v3_rows};
+pub use machine::{Machine, Options, Row};
 pub use quota::{DEFAULT as QUOTA_BYTES_DEFAULT, QuotaReader};
 pub use readonly::txn_readonly;
 

@@ -7,6 +7,9 @@ use crate::pb::raftpb::{ConfChange, ConfChangeType, ConfState};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Where the v2 tree has the cluster version.
+const VERSION_PATH: &str = "/0/version";
+
 /// A member, in etcd's JSON (etcd v3.5.17 `api/membership/member.go`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -205,8 +208,8 @@ impl Members {
         if request.method != "PUT" {
             return false;
         }
-        if request.path == "/0/version" {
-            let version = Some(request.val.clone());
+        if let Some(version) = version_in(request) {
+            let version = Some(version.to_owned());
             return std::mem::replace(&mut self.version, version) != self.version;
         }
         let Some(id) = attributes_path_id(&request.path) else {
@@ -244,6 +247,11 @@ fn attributes_path_id(path: &str) -> Option<u64> {
     u64::from_str_radix(id, 16).ok()
 }
 
+/// The cluster version that a v2 request sets, if it sets one.
+pub fn version_in(request: &rpc::Request) -> Option<&str> {
+    (request.method == "PUT" && request.path == VERSION_PATH).then_some(request.val.as_str())
+}
+
 /// The v2 request with which a member publishes its name and client URLs
 /// (etcd v3.5.17 `server.go` publish).
 pub fn publish_request(id: MemberId, name: &str, client_urls: &[String]) -> rpc::Request {
@@ -260,7 +268,7 @@ pub fn publish_request(id: MemberId, name: &str, client_urls: &[String]) -> rpc:
 pub fn version_request(version: &str) -> rpc::Request {
     rpc::Request {
         method: "PUT".to_owned(),
-        path: "/0/version".to_owned(),
+        path: VERSION_PATH.to_owned(),
         val: version.to_owned(),
         ..rpc::Request::default()
     }

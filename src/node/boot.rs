@@ -3,11 +3,12 @@
 
 use crate::actors::rt;
 use crate::actors::store::{Payload, apply_membership, payload};
-use crate::apply::{Machine, Options};
+use crate::apply::{self, Machine, Options};
 use crate::base::ids::{ClusterId, MemberId};
 use crate::cli::config::{ClusterState, Config};
 use crate::cluster::identity;
 use crate::cluster::members::{Member, Members};
+use crate::mvcc::backend::Op;
 use crate::pb::raftpb::Entry;
 use crate::raft::bootstrap::bootstrap;
 use crate::raft::driver::Change;
@@ -15,6 +16,7 @@ use crate::raft::log::LogStart;
 use crate::storage::datadir::DataDir;
 use crate::storage::engine::{Engine, Opened};
 use crate::storage::wal::{Metadata, Replay, Wal, WalError};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -134,50 +136,70 @@ fn open_machine(
     Err("the engine is damaged right after it was rebuilt".to_owned())
 }
 
+/// Feeds the committed entries: all to the member table, those above its position to the machine.
+/// Rows that membership leaves in the engine are compared with what is there.
 fn feed(
     wal: &Wal,
     commit: u64,
     machine: &mut Machine,
     members: &mut Members,
 ) -> Result<(), String> {
-    let (position, _) = machine.position();
-    let mut visit = |entry: Entry| -> Result<(), WalError> {
-        let fresh = entry.index > position;
-        if let Some(change) = Change::of(&entry) {
-            if let Change::V1(change) = &change
-                && let Err(rejected) = members.apply(change)
-            {
-                tracing::warn!(error = %rejected, index = entry.index, "rejected a conf change");
-            }
-            if fresh {
-                machine.skip(entry.index, entry.term);
-            }
-            return Ok(());
-        }
-        let held = payload(&entry)
-            .map_err(|error| WalError::Stopped(format!("entry {}: {error}", entry.index)))?;
-        match held {
-            Payload::V3(request) => {
-                apply_membership(members, &request);
-                if fresh {
-                    machine.apply(entry.index, entry.term, &request);
-                }
-            }
-            Payload::V2(request) => {
-                members.apply_v2(&request);
-                if fresh {
-                    machine.skip(entry.index, entry.term);
-                }
-            }
-            Payload::Empty if fresh => machine.skip(entry.index, entry.term),
-            Payload::Empty => {}
-        }
-        Ok(())
-    };
-    if commit == 0 {
-        return Ok(());
+    let mut rows = BTreeMap::new();
+    if commit > 0 {
+        let mut visit = |entry: Entry| {
+            let left = feed_entry(&entry, machine, members)?;
+            rows.extend(left.into_iter().map(|(bucket, key, value)| ((bucket, key), value)));
+            Ok(())
+        };
+        wal.reader().for_each(1, commit, &mut visit).map_err(|error| error.to_string())?;
     }
-    wal.reader().for_each(1, commit, &mut visit).map_err(|error| error.to_string())
+    let mended = machine.mend(rows).map_err(|error| error.to_string())?;
+    if mended > 0 {
+        tracing::info!(rows = mended, "wrote membership rows that the engine lacked");
+    }
+    Ok(())
+}
+
+/// What the entry leaves in the engine on behalf of membership.
+fn feed_entry(
+    entry: &Entry,
+    machine: &mut Machine,
+    members: &mut Members,
+) -> Result<Vec<Op>, WalError> {
+    let (index, term) = (entry.index, entry.term);
+    if let Some(change) = Change::of(entry) {
+        let mut rows = Vec::new();
+        if let Change::V1(change) = &change {
+            let outcome = members.apply(change);
+            if let Err(rejected) = &outcome {
+                tracing::warn!(error = %rejected, index, "rejected a conf change");
+            }
+            rows = apply::conf_change_rows(&outcome, members);
+        }
+        machine.record(index, term, rows.clone());
+        return Ok(rows);
+    }
+    let held =
+        payload(entry).map_err(|error| WalError::Stopped(format!("entry {index}: {error}")))?;
+    match held {
+        Payload::V3(request) => {
+            apply_membership(members, &request);
+            if index > machine.position().0 {
+                machine.apply(index, term, &request);
+            }
+            Ok(apply::v3_rows(&request))
+        }
+        Payload::V2(request) => {
+            members.apply_v2(&request);
+            let rows = apply::v2_rows(&request);
+            machine.record(index, term, rows.clone());
+            Ok(rows)
+        }
+        Payload::Empty => {
+            machine.skip(index, term);
+            Ok(Vec::new())
+        }
+    }
 }
 
 fn start_new(config: &Config, wal_dir: &Path) -> Result<(), String> {
@@ -215,6 +237,8 @@ fn start_new(config: &Config, wal_dir: &Path) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::cli::{self, Command};
+    use crate::mvcc::backend::{Backend as _, Batch, Bucket};
+    use bytes::Bytes;
 
     fn config(dir: &Path, words: &[&str]) -> Config {
         let mut args = vec!["rusd".to_owned(), format!("--data-dir={}", dir.display())];
@@ -234,6 +258,32 @@ mod tests {
         drop(first);
         assert_eq!(boot(&forced).err().as_deref(), Some(FORCED));
         let again = boot(&config(dir.path(), &[])).unwrap();
+        again.engine.close().unwrap();
+    }
+
+    #[test]
+    fn boot_mends_rows_of_an_older_engine() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), &[]);
+        let first = boot(&config).unwrap();
+        let rows = [
+            (Bucket::Members, Bytes::from(first.member.to_string())),
+            (Bucket::Meta, Bytes::from_static(b"confState")),
+            (Bucket::Auth, Bytes::from_static(b"authRevision")),
+        ];
+        let read =
+            |booted: &Booted| rows.clone().map(|(b, key)| booted.engine.get(b, &key).unwrap());
+        let before = read(&first);
+        assert!(before.iter().all(Option::is_some), "{before:?}");
+        let (consistent_index, term) = first.engine.position();
+        assert_eq!((consistent_index, term), (1, 1));
+        let ops = rows.clone().map(|(bucket, key)| (bucket, key, None)).to_vec();
+        first.engine.submit(Batch { ops, consistent_index, term, ..Batch::default() });
+        assert_eq!(read(&first), [None, None, None]);
+        first.engine.close().unwrap();
+        drop(first);
+        let again = boot(&config).unwrap();
+        assert_eq!(read(&again), before);
         again.engine.close().unwrap();
     }
 }

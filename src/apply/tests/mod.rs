@@ -1,6 +1,7 @@
 //! Tests of the machine: rules one by one, and random histories against a naive model. Here is what
 //! they share: a machine in memory and short words for requests.
 
+mod cluster;
 mod compaction;
 mod entries;
 mod hash;
