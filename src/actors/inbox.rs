@@ -1,5 +1,10 @@
 //! The way of requests into RaftActor: a bounded queue beside its mailbox. A request costs a push;
-//! only the first of a batch costs a message that wakes the actor.
+//! only the one that makes a batch worth its write costs a message that wakes the actor.
+//!
+//! How large is that? Callers that wait are either in the queue or on their way through raft, disk
+//! and apply. While many are on their way, those in the queue wait until they are a good part of
+//! all, so that they share one round and one fdatasync: under load a batch costs most of what a
+//! single request does. A caller that is alone, or one of few, never waits.
 
 use crate::actors::raft::{Flush, RaftActor};
 use crate::actors::store::Waiter;
@@ -10,6 +15,11 @@ use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{mpsc, oneshot};
+
+/// Waiting callers from which on those in the queue wait for others.
+const GATHER_FROM: usize = 16;
+/// One in this many of the waiting callers in the queue is enough for a batch.
+const GATHER_SHARE: usize = 4;
 
 /// One entry to propose; the reply comes from the apply on this member.
 pub struct Propose {
@@ -34,6 +44,7 @@ pub enum Ask {
 pub struct Inbox {
     asks: mpsc::Sender<Ask>,
     flag: Arc<AtomicBool>,
+    /// Callers that wait for an answer, in the queue or beyond it.
     waiting: AtomicUsize,
     raft: OnceLock<Addr<RaftActor>>,
 }
@@ -45,11 +56,13 @@ pub struct Outlet {
 }
 
 /// Counts a caller as waiting until it is dropped.
-pub struct Waiting<'a>(&'a AtomicUsize);
+pub struct Waiting<'a>(&'a Inbox);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+        // Those in the queue may have waited for this one.
+        self.0.wake_if_ripe();
     }
 }
 
@@ -79,23 +92,36 @@ impl Inbox {
             mpsc::error::TrySendError::Full(_) => Error::TooManyRequests,
             mpsc::error::TrySendError::Closed(_) => Error::Stopped,
         })?;
-        if let Some(raft) = self.raft.get()
+        self.wake_if_ripe();
+        Ok(())
+    }
+
+    fn wake_if_ripe(&self) {
+        if self.is_ripe()
+            && let Some(raft) = self.raft.get()
             && !self.flag.swap(true, Ordering::AcqRel)
         {
             raft.do_send(Flush);
         }
-        Ok(())
+    }
+
+    /// Whether what is in the queue is worth a batch. Two callers at once may each see too little
+    /// of the other's doing; RaftActor looks again within its `GATHER_PAUSE_MAX`.
+    pub fn is_ripe(&self) -> bool {
+        let here = self.asks.max_capacity() - self.asks.capacity();
+        let waiting = self.waiting.load(Ordering::SeqCst);
+        here > 0 && (waiting < GATHER_FROM || here * GATHER_SHARE >= waiting)
+    }
+
+    /// Whether there are so many callers that some may wait in the queue for others.
+    pub fn is_busy(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) >= GATHER_FROM
     }
 
     /// The caller waits for an answer from now on.
     pub fn wait(&self) -> Waiting<'_> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(&self.waiting)
-    }
-
-    /// Callers that wait for an answer now.
-    pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        Waiting(self)
     }
 }
 
@@ -113,6 +139,7 @@ impl Outlet {
     }
 
     /// Asks in the queue.
+    #[cfg(test)]
     pub fn pending(&self) -> usize {
         self.asks.len()
     }
@@ -120,5 +147,34 @@ impl Outlet {
     /// The next ask.
     pub fn take(&mut self) -> Option<Ask> {
         self.asks.try_recv().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(inbox: &Inbox) {
+        inbox.ask(Ask::ReadIndex(oneshot::channel().0)).unwrap();
+    }
+
+    #[test]
+    fn a_batch_is_a_good_part_of_those_who_wait() {
+        let (inbox, mut outlet) = Inbox::new();
+        assert!(!inbox.is_ripe(), "nobody is here");
+        let alone = inbox.wait();
+        ask(&inbox);
+        assert!(inbox.is_ripe(), "one caller waits for nobody");
+        let mut others: Vec<Waiting<'_>> = (1..4 * GATHER_SHARE).map(|_| inbox.wait()).collect();
+        for here in 2..=GATHER_SHARE {
+            assert!(!inbox.is_ripe(), "{here} of {}", others.len() + 1);
+            ask(&inbox);
+        }
+        assert!(inbox.is_ripe(), "one in GATHER_SHARE is here");
+        assert!(outlet.take().is_some());
+        assert!(!inbox.is_ripe());
+        others.truncate(2 * GATHER_SHARE);
+        assert!(inbox.is_ripe(), "the others were answered");
+        drop(alone);
     }
 }

@@ -27,12 +27,8 @@ use tokio::sync::oneshot;
 /// A read-index round that got no answer is asked again, under a new context, after this long
 /// (etcd v3.5.17 readIndexRetryTime).
 const READ_INDEX_RETRY: Duration = Duration::from_millis(500);
-/// Callers waiting for an answer from which on a flush waits for others to join it.
-const GATHER_FROM: usize = 16;
-/// A flush waits if fewer than one in this many of the waiting callers have joined it.
-const GATHER_SHARE: usize = 4;
-/// How long it waits: about as long as a fast fdatasync takes.
-const GATHER_PAUSE: Duration = Duration::from_micros(100);
+/// Requests that wait in the inbox for others to join them are taken up within this time.
+const GATHER_PAUSE_MAX: Duration = Duration::from_millis(2);
 /// How often waiters whose callers have gone are forgotten while nothing commits.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// An idle member writes its newest commit index down within this time.
@@ -115,6 +111,8 @@ pub struct RaftActor {
     registered: Vec<(u64, Waiter)>,
     /// Indexes of conf changes that StoreActor has and raft has not taken yet.
     unchanged: VecDeque<u64>,
+    /// A timer is armed that takes up what waits in the inbox.
+    gathering: bool,
     last_tick: Instant,
     last_sweep: Instant,
     /// Commit index that the WAL's newest hard state holds.
@@ -135,6 +133,7 @@ impl RaftActor {
             next_round: Vec::new(),
             registered: Vec::new(),
             unchanged: VecDeque::new(),
+            gathering: false,
             last_tick: now,
             last_sweep: now,
             commit_written,
@@ -154,9 +153,26 @@ impl RaftActor {
         ctx.run_later(self.parts.tick_interval, |actor, ctx| {
             rt::or_abort("RaftActor", || {
                 actor.tick_if_due();
+                actor.take_asks();
                 actor.flush();
             });
             actor.arm_timer(ctx);
+        });
+    }
+
+    /// While there are many callers, looks into the inbox now and then.
+    fn arm_gathering(&mut self, ctx: &mut Context<Self>) {
+        if self.gathering || !self.parts.shared.inbox.is_busy() {
+            return;
+        }
+        self.gathering = true;
+        ctx.run_later(GATHER_PAUSE_MAX, |actor, ctx| {
+            actor.gathering = false;
+            rt::or_abort("RaftActor", || {
+                actor.take_asks();
+                actor.flush();
+            });
+            actor.arm_gathering(ctx);
         });
     }
 
@@ -205,13 +221,9 @@ impl RaftActor {
         self.last_write = self.parts.clock.now();
     }
 
-    /// With many callers on the way and few of them here yet, waits a moment, so that they share
-    /// one round and one fdatasync. A caller that is alone never waits.
-    fn gather(&self) {
-        let here = self.parts.outlet.pending();
-        let waiting = self.parts.shared.inbox.waiting();
-        if here > 0 && waiting >= GATHER_FROM && here * GATHER_SHARE < waiting {
-            std::thread::sleep(GATHER_PAUSE);
+    fn take_ripe_asks(&mut self) {
+        if self.parts.shared.inbox.is_ripe() {
+            self.take_asks();
         }
     }
 
@@ -250,7 +262,7 @@ impl RaftActor {
     fn flush(&mut self) {
         failpoint::hit(failpoint::RAFT_FLUSH);
         self.follow_applied();
-        self.take_asks();
+        self.take_ripe_asks();
         self.propose();
         self.read_index();
         self.confirm_leadership();
@@ -290,7 +302,7 @@ impl RaftActor {
                 self.answer_round(context, index);
                 self.propose_as_leader(context);
             }
-            self.take_asks();
+            self.take_ripe_asks();
             self.propose();
             self.read_index();
             self.confirm_leadership();
@@ -473,13 +485,13 @@ impl Handler<Changed> for RaftActor {
 impl Handler<Flush> for RaftActor {
     type Result = ();
 
-    fn handle(&mut self, _: Flush, _: &mut Self::Context) {
+    fn handle(&mut self, _: Flush, ctx: &mut Self::Context) {
         rt::or_abort("RaftActor", || {
-            self.gather();
             self.parts.outlet.disarm();
             self.tick_if_due();
             self.flush();
         });
+        self.arm_gathering(ctx);
     }
 }
 
@@ -488,6 +500,7 @@ impl Handler<Stop> for RaftActor {
 
     fn handle(&mut self, Stop(done): Stop, _: &mut Self::Context) {
         rt::or_abort("RaftActor", || {
+            self.take_asks();
             self.flush();
             self.write_commit();
         });

@@ -97,11 +97,13 @@ impl RaftSink for Sink {
         if message.to != self.shared.member_id.0 {
             return Box::pin(async { Err(StepError::Mismatch) });
         }
-        let raft = self.raft.get().cloned();
+        let Some(raft) = self.raft.get() else {
+            let error = StepError::Failed("raft has not started".to_owned());
+            return Box::pin(async { Err(error) });
+        };
+        let (done, answer) = oneshot::channel();
+        raft.do_send(raft::Step { message, done });
         Box::pin(async move {
-            let raft = raft.ok_or_else(|| StepError::Failed("raft has not started".to_owned()))?;
-            let (done, answer) = oneshot::channel();
-            raft.do_send(raft::Step { message, done });
             match answer.await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(refused)) => {

@@ -42,6 +42,10 @@ const PIPELINE_QUEUE_MAX: usize = 64;
 const PIPELINE_CONNECTIONS: usize = 4;
 /// Bytes of one queue: etcd counts messages only, and 4096 full appends would be 4 GiB.
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Messages of one stream that raft may not have taken yet; with more the stream is not read.
+const STEPS_PENDING_MAX: usize = 64;
+/// Bytes of such messages.
+const STEPS_PENDING_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes after which a batch is handed to the connection.
 const FLUSH_BYTES: usize = 256 * 1024;
 /// Senders that are not members and may still be answered; their number comes from the network.
@@ -93,8 +97,8 @@ pub type Stepping = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
 
 /// The member's raft, as the transport needs it. Calls other than `step` must not block.
 pub trait RaftSink: Send + Sync + 'static {
-    /// Resolves when the actor has taken the message. [`StepError::Stopped`] and
-    /// [`StepError::Failed`] close the stream it came from.
+    /// Hands the message over at once, before the future is polled, and resolves when the actor has
+    /// taken it. [`StepError::Stopped`] and [`StepError::Failed`] close the stream it came from.
     fn step(&self, message: Message) -> Stepping;
     /// A message to `id` was lost.
     fn unreachable(&self, id: MemberId);

@@ -20,6 +20,8 @@ const WAIT: Duration = Duration::from_secs(20);
 
 struct Sink {
     taken: mpsc::UnboundedSender<Message>,
+    /// While false, messages are handed over and not answered.
+    answers: tokio::sync::watch::Sender<bool>,
     unreachable: AtomicUsize,
     removed: Mutex<Vec<MemberId>>,
     removed_by: AtomicUsize,
@@ -28,7 +30,11 @@ struct Sink {
 impl RaftSink for Sink {
     fn step(&self, message: Message) -> Stepping {
         let sent = self.taken.send(message).map_err(|_| StepError::Stopped);
-        Box::pin(async move { sent })
+        let mut answers = self.answers.subscribe();
+        Box::pin(async move {
+            let _ = answers.wait_for(|answers| *answers).await;
+            sent
+        })
     }
     fn unreachable(&self, _id: MemberId) {
         self.unreachable.fetch_add(1, Ordering::SeqCst);
@@ -95,6 +101,7 @@ async fn node_with(id: u64, cluster: u64, url: Url, read_timeout: Duration) -> N
     let (taken, rx) = mpsc::unbounded_channel();
     let sink = Arc::new(Sink {
         taken,
+        answers: tokio::sync::watch::Sender::new(true),
         unreachable: AtomicUsize::new(0),
         removed: Mutex::default(),
         removed_by: AtomicUsize::new(0),
@@ -194,6 +201,20 @@ async fn both_ways(mut a: Node, mut b: Node) {
 #[tokio::test]
 async fn two_members_over_tcp() {
     both_ways(node(1, 7).await, node(2, 7).await).await;
+}
+
+#[tokio::test]
+async fn a_busy_raft_is_handed_a_bounded_number_of_messages() {
+    let (a, mut b) = (node(1, 7).await, node(2, 7).await);
+    introduce(&[&a, &b]);
+    until(|| writable(&a, 2) && writable(&b, 1)).await;
+    b.sink.answers.send_replace(false);
+    let count = 4 * STEPS_PENDING_MAX;
+    a.transport.send((1..=count as u64).map(|index| append(1, 2, index, 10)).collect());
+    expect(&mut b, STEPS_PENDING_MAX + 1).await;
+    assert!(timeout(Duration::from_millis(100), b.taken.recv()).await.is_err(), "no more of them");
+    b.sink.answers.send_replace(true);
+    expect(&mut b, count - STEPS_PENDING_MAX - 1).await;
 }
 
 #[tokio::test]

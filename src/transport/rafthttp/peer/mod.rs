@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::queue::Queue;
-use super::{Context, StepError, wire};
+use super::{Context, StepError, Stepping, wire};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::ids::MemberId;
 use crate::base::url::Url;
@@ -331,15 +331,15 @@ impl Remote {
 }
 
 impl Context {
-    /// Hands a message to raft if it is for this member and from no removed one.
-    pub(super) async fn accept(&self, message: Message) -> Result<(), StepError> {
+    /// Hands a message to raft, at once, if it is for this member and from no removed one.
+    pub(super) fn accept(&self, message: Message) -> Stepping {
         if self.sink.is_removed(MemberId(message.from)) {
-            return Err(StepError::Removed);
+            return Box::pin(async { Err(StepError::Removed) });
         }
         if message.to != self.config.local.0 {
-            return Err(StepError::Mismatch);
+            return Box::pin(async { Err(StepError::Mismatch) });
         }
-        self.sink.step(message).await
+        self.sink.step(message)
     }
 }
 

@@ -1,9 +1,11 @@
 //! The streams that this member dials at the peer: dialled again for ever, read into raft.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -12,10 +14,11 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::super::client::{self, Connection, exchange, read_all};
 use super::super::codec::{Decoder, Received};
-use super::super::{DIAL_RETRY, StepError, wire};
+use super::super::{
+    DIAL_RETRY, STEPS_PENDING_BYTES_MAX, STEPS_PENDING_MAX, StepError, Stepping, wire,
+};
 use super::{ERROR_TEXT_BYTES_MAX, MEMBER_REMOVED, Shared, Stream, precondition};
 use crate::base::url::Url;
-use crate::pb::raftpb::Message;
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
@@ -80,11 +83,13 @@ async fn read_until_lost(
         Stream::Message => Decoder::message(),
         Stream::MsgApp => Decoder::msgapp(shared.local().0, shared.id.0),
     };
+    let mut steps = Steps::default();
     let wait = shared.context.config.read_timeout;
     loop {
+        steps.settle(shared).await?;
         let frame = match timeout(wait, body.frame()).await {
             Err(_) => return Err("i/o timeout".to_owned()),
-            Ok(None) if decoder.is_between_frames() => return Ok(()),
+            Ok(None) if decoder.is_between_frames() => return steps.finish(shared).await,
             Ok(None) => return Err("unexpected EOF".to_owned()),
             Ok(Some(frame)) => frame.map_err(|error| error.to_string())?,
         };
@@ -92,18 +97,66 @@ async fn read_until_lost(
         decoder.feed(&data);
         while let Some(received) = decoder.next_frame().map_err(|error| error.to_string())? {
             if let Received::Message(message) = received {
-                let bytes = message.encoded_len() as u64;
-                shared.counters.received_bytes.inc_by(bytes);
-                deliver(shared, message).await?;
+                let bytes = message.encoded_len();
+                shared.counters.received_bytes.inc_by(bytes as u64);
+                steps.push(bytes, shared.context.accept(message));
+                steps.settle(shared).await?;
             }
         }
     }
 }
 
-/// Hands a message to raft. Messages that are not for it are dropped, as in etcd.
-async fn deliver(shared: &Shared, message: Message) -> Result<(), String> {
-    let context = &shared.context;
-    match context.accept(message).await {
+/// Messages that raft has been handed and has not taken yet, in order. Waiting for each would cost
+/// a wake-up a message; waiting for none would let a peer fill the memory.
+#[derive(Default)]
+struct Steps {
+    pending: VecDeque<(usize, Stepping)>,
+    bytes: usize,
+}
+
+impl Steps {
+    fn push(&mut self, bytes: usize, step: Stepping) {
+        self.pending.push_back((bytes, step));
+        self.bytes += bytes;
+    }
+
+    /// Forgets those that are taken, and waits only while there are too many.
+    async fn settle(&mut self, shared: &Shared) -> Result<(), String> {
+        loop {
+            let full = self.is_full();
+            let Some((_, step)) = self.pending.front_mut() else { break };
+            let taken = if full { Some(step.await) } else { step.now_or_never() };
+            let Some(taken) = taken else { break };
+            self.pop();
+            judge(shared, taken)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for all.
+    async fn finish(&mut self, shared: &Shared) -> Result<(), String> {
+        while let Some((_, step)) = self.pending.front_mut() {
+            let taken = step.await;
+            self.pop();
+            judge(shared, taken)?;
+        }
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.pending.len() > STEPS_PENDING_MAX || self.bytes > STEPS_PENDING_BYTES_MAX
+    }
+
+    fn pop(&mut self) {
+        if let Some((bytes, _)) = self.pending.pop_front() {
+            self.bytes -= bytes;
+        }
+    }
+}
+
+/// Messages that are not for this member are dropped, as in etcd; other refusals end the stream.
+fn judge(shared: &Shared, taken: Result<(), StepError>) -> Result<(), String> {
+    match taken {
         Ok(()) => Ok(()),
         Err(error @ (StepError::Removed | StepError::Mismatch)) => {
             if shared.may_warn() {
