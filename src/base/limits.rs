@@ -53,6 +53,8 @@ pub const WATCH_RECENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const WATCH_STREAM_RESPONSES_MAX: usize = 4096;
 /// Bytes of events that wait for one stream's client before its watchers start to lag.
 pub const WATCH_STREAM_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of events of one stream from which on no more are joined into the responses at hand.
+pub const WATCH_JOIN_BYTES_MAX: usize = 256 * 1024;
 /// Requests of one watch stream on their way to the hub and back (etcd v3.5.17 ctrlStreamBufLen
 /// holds 16 answers).
 pub const WATCH_REQUESTS_MAX: usize = 64;

@@ -175,6 +175,19 @@ func (c *cluster) firstRead(limit time.Duration) error {
 	return nil
 }
 
+// beside runs the tool until the function it returns is called, and waits for its first requests.
+func (c *cluster) beside(tool string, args []string) (func(), error) {
+	cmd := exec.Command(tool, args...)
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	time.Sleep(time.Second)
+	return func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}, nil
+}
+
 func keyName(i int) string { return fmt.Sprintf("k%08d", i) }
 
 // load writes n keys, a hundred to a transaction.

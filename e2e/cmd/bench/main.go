@@ -29,6 +29,9 @@ type row struct {
 	total   int
 	preload int // keys of 1 KiB written before the measurement
 	args    []string
+	events  int      // what one of total brings about at the clients, if that is what counts
+	beside  []string // a load that goes on meanwhile
+	rate    bool     // the tool's latencies say nothing here
 }
 
 func putArgs(verb string) []string {
@@ -36,15 +39,25 @@ func putArgs(verb string) []string {
 }
 
 var rows = []row{
-	{"put, 1 client", 1, 1, 5_000, 0, putArgs("put")},
-	{"put, 64 clients", 1, 64, 50_000, 0, putArgs("put")},
-	{"put, 1,000 clients", 1, 1_000, 100_000, 0, putArgs("put")},
-	{"txn-put, 1,000 clients", 1, 1_000, 100_000, 0, putArgs("txn-put")},
-	{"range, linearizable, 1,000 clients", 1, 1_000, 100_000, 1_000, []string{"range", keyName(7), "--consistency=l"}},
-	{"range, serializable, 1,000 clients", 1, 1_000, 100_000, 1_000, []string{"range", keyName(7), "--consistency=s"}},
-	{"list of 10,000 keys of 1 KiB, 4 clients", 1, 4, 200, 10_000, []string{"range", "k", "l", "--consistency=l"}},
-	{"put, 3 members, 1,000 clients", 3, 1_000, 50_000, 0, putArgs("put")},
-	{"txn-put, 3 members, 1,000 clients", 3, 1_000, 50_000, 0, putArgs("txn-put")},
+	{name: "put, 1 client", members: 1, clients: 1, total: 5_000, args: putArgs("put")},
+	{name: "put, 64 clients", members: 1, clients: 64, total: 50_000, args: putArgs("put")},
+	{name: "put, 1,000 clients", members: 1, clients: 1_000, total: 100_000, args: putArgs("put")},
+	{name: "txn-put, 1,000 clients", members: 1, clients: 1_000, total: 100_000, args: putArgs("txn-put")},
+	{name: "range, linearizable, 1,000 clients", members: 1, clients: 1_000, total: 100_000, preload: 1_000,
+		args: []string{"range", keyName(7), "--consistency=l"}},
+	{name: "range, serializable, 1,000 clients", members: 1, clients: 1_000, total: 100_000, preload: 1_000,
+		args: []string{"range", keyName(7), "--consistency=s"}},
+	{name: "range, linearizable, 20 clients, beside 40 writers at 5,000/s", members: 1, clients: 20, total: 40_000, preload: 1_000,
+		args:   []string{"range", keyName(7), "--consistency=l"},
+		beside: append(putArgs("put"), "--clients=40", "--conns=40", "--rate=5000", "--total=100000000")},
+	{name: "list of 10,000 keys of 1 KiB, 4 clients", members: 1, clients: 4, total: 200, preload: 10_000,
+		args: []string{"range", "k", "l", "--consistency=l"}},
+	{name: "watch, events to 100 streams of 100 watchers", members: 1, clients: 100, total: 200, events: 10_000, rate: true,
+		args: []string{"watch", "--streams=100", "--watch-per-stream=100", "--watched-key-total=1", "--put-rate=100000"}},
+	{name: "watch latency, 100 clients, puts at 500/s", members: 1, clients: 100, total: 2_000, events: 100,
+		args: []string{"watch-latency", "--put-rate=500"}},
+	{name: "put, 3 members, 1,000 clients", members: 3, clients: 1_000, total: 50_000, args: putArgs("put")},
+	{name: "txn-put, 3 members, 1,000 clients", members: 3, clients: 1_000, total: 50_000, args: putArgs("txn-put")},
 }
 
 // A sample is what one run of one row gave. Restart rows have only Restart.
@@ -140,7 +153,7 @@ func bench(o options) error {
 				}
 				got.Row, got.Server, got.Round = r.name, s.name, round
 				samples = append(samples, got)
-				fmt.Printf("round %d/%d  %-42s %-5s %9.0f/s  p99 %8.2f ms  %7.3f CPU s/1000\n", round, o.rounds, r.name, s.name, got.Rate, got.P99, got.CPU)
+				fmt.Printf("round %d/%d  %-42s %-5s %9.0f/s  p99 %8.2f ms  %8.3g CPU s/1000\n", round, o.rounds, r.name, s.name, got.Rate, got.P99, got.CPU)
 			}
 		}
 		name := restartName(o.keys)
@@ -185,9 +198,21 @@ func measure(r row, server, tool string) (sample, error) {
 	if err := c.load(r.preload, 1024); err != nil {
 		return sample{}, err
 	}
+	endpoints := "--endpoints=" + strings.Join(c.endpoints, ",")
+	total := "--total"
+	if r.args[0] == "watch" {
+		total = "--put-total"
+	}
 	args := append([]string{}, r.args...)
-	args = append(args, "--endpoints="+strings.Join(c.endpoints, ","), "--precise", fmt.Sprintf("--total=%d", r.total),
+	args = append(args, endpoints, "--precise", fmt.Sprintf("%s=%d", total, r.total),
 		fmt.Sprintf("--clients=%d", r.clients), fmt.Sprintf("--conns=%d", min(r.clients, 100)))
+	if r.beside != nil {
+		end, err := c.beside(tool, append(append([]string{}, r.beside...), endpoints))
+		if err != nil {
+			return sample{}, err
+		}
+		defer end()
+	}
 	cpu, written := c.used()
 	out, err := exec.Command(tool, args...).CombinedOutput()
 	if err != nil {
@@ -198,7 +223,10 @@ func measure(r row, server, tool string) (sample, error) {
 	if err != nil {
 		return s, fmt.Errorf("%w: %s", err, tail(out))
 	}
-	thousands := float64(r.total) / 1000
+	if r.rate {
+		s.P50, s.P99 = 0, 0
+	}
+	thousands := float64(r.total*max(r.events, 1)) / 1000
 	s.CPU = (cpuAfter - cpu) / thousands
 	s.Written = (writtenAfter - written) / (1 << 20) / thousands
 	s.RSS = c.peakRSS()
@@ -215,11 +243,14 @@ func parse(out string) (sample, error) {
 	if strings.Contains(out, "Error distribution") {
 		return s, errors.New("requests failed")
 	}
-	rate := rateLine.FindStringSubmatch(out)
+	rates := rateLine.FindAllStringSubmatch(out, -1)
 	pcts := pctLine.FindAllStringSubmatch(out, -1)
-	if rate == nil || len(pcts) != 2 {
+	if len(rates) == 0 || len(pcts) != 2*len(rates) {
 		return s, errors.New("the tool's output is not as expected")
 	}
+	// Where there are several summaries, the last one is of what is measured.
+	rate := rates[len(rates)-1]
+	pcts = pcts[len(pcts)-2:]
 	s.Rate, _ = strconv.ParseFloat(rate[1], 64)
 	s.P50, _ = strconv.ParseFloat(pcts[0][2], 64)
 	s.P99, _ = strconv.ParseFloat(pcts[1][2], 64)
@@ -265,6 +296,9 @@ func table(o options, samples []sample) string {
 	}
 	cell := func(name string, of func(sample) float64, format string) string {
 		a, b := med(name, "rusd", of), med(name, "etcd", of)
+		if a == 0 && b == 0 {
+			return " – |"
+		}
 		if b == 0 {
 			return fmt.Sprintf(" "+format+" / "+format+" |", a, b)
 		}
@@ -273,7 +307,7 @@ func table(o options, samples []sample) string {
 	var t strings.Builder
 	t.WriteString("# rusd beside etcd 3.5.17\n\n")
 	fmt.Fprintf(&t, "Written by `make bench`: medians of %d alternating rounds on %d cores, %s. Each cell is rusd / etcd = **ratio**. ", o.rounds, runtime.NumCPU(), time.Now().UTC().Format("2006-01-02"))
-	t.WriteString("Above 1 is better for requests/s, below 1 for the others. etcd's own `benchmark` tool runs on the same machine and shares its cores; fresh data directories for each row; values of 256 bytes; CPU, memory and writes are the sums over the members. ")
+	t.WriteString("Above 1 is better for requests/s, below 1 for the others; a watch's requests are the events that its clients get, and a range beside writers has the cost of the writes in its CPU. etcd's own `benchmark` tool runs on the same machine and shares its cores; fresh data directories for each row; values of 256 bytes; CPU, memory and writes are the sums over the members. ")
 	t.WriteString("The raw samples go to `e2e/out/bench.json`.\n\n")
 	if o.quick {
 		t.WriteString("**A `--quick` run: these numbers mean nothing.**\n\n")
@@ -289,7 +323,7 @@ func table(o options, samples []sample) string {
 			cell(name, func(s sample) float64 { return s.Rate }, "%.0f") +
 			cell(name, func(s sample) float64 { return s.P50 }, "%.2f") +
 			cell(name, func(s sample) float64 { return s.P99 }, "%.2f") +
-			cell(name, func(s sample) float64 { return s.CPU }, "%.3f") +
+			cell(name, func(s sample) float64 { return s.CPU }, "%.3g") +
 			cell(name, func(s sample) float64 { return s.RSS }, "%.0f") +
 			cell(name, func(s sample) float64 { return s.Written }, "%.2f") + "\n")
 	}

@@ -1,6 +1,8 @@
 //! A watch stream between the edge and the hub: what is asked, what is told, how much may wait.
 
-use crate::base::limits::{WATCH_STREAM_BYTES_MAX, WATCH_STREAM_RESPONSES_MAX};
+use crate::base::limits::{
+    WATCH_JOIN_BYTES_MAX, WATCH_STREAM_BYTES_MAX, WATCH_STREAM_RESPONSES_MAX,
+};
 use crate::mvcc::watch::{Delivery, Refusal, Spec, StreamId};
 use crate::obs::metrics::metrics;
 use actix::Message;
@@ -125,6 +127,8 @@ pub struct Watching {
     stream: StreamId,
     tell: Tell,
     notices: mpsc::UnboundedReceiver<Notice>,
+    /// Taken out of the channel behind events that it could not be joined to.
+    held: Option<Notice>,
     level: Arc<Level>,
 }
 
@@ -136,7 +140,7 @@ impl Watching {
         let outlet = Outlet { notices: sender, level: level.clone() };
         tell(Request { stream, ask: Ask::Open(outlet) });
         metrics().watch_streams.inc();
-        Watching { stream, tell, notices, level }
+        Watching { stream, tell, notices, held: None, level }
     }
 
     /// The stream's number, unlike that of any other of this member's life.
@@ -175,25 +179,44 @@ impl Watching {
         self.ask(Ask::ProgressOf(id));
     }
 
-    /// What comes next; `None` when the member stops. Nothing is lost if this is dropped.
+    /// What comes next; `None` when the member stops. Nothing is lost if this is dropped. Events
+    /// that have piled up come as one: the slower a client, the fewer its messages.
     pub async fn next(&mut self) -> Option<Notice> {
-        let notice = self.notices.recv().await?;
-        if let Notice::Events(delivery) = &notice {
-            self.level.responses.fetch_sub(delivery.items.len(), Ordering::Relaxed);
-            self.level.bytes.fetch_sub(delivery.bytes(), Ordering::Relaxed);
-            let events = events_in(delivery);
-            metrics().pending_events.sub(events as i64);
-            metrics().events.inc_by(events as u64);
-            // Pairs with the fence in `Outlet::offer`.
-            fence(Ordering::SeqCst);
-            if self.level.full.load(Ordering::Relaxed)
-                && self.level.is_low()
-                && self.level.full.swap(false, Ordering::Relaxed)
-            {
-                self.ask(Ask::Drained);
-            }
+        let notice = match self.held.take() {
+            Some(notice) => notice,
+            None => self.notices.recv().await?,
+        };
+        let Notice::Events(mut delivery) = notice else {
+            return Some(notice);
+        };
+        let (mut responses, mut bytes) = (delivery.items.len(), delivery.bytes());
+        let mut later = Vec::new();
+        while bytes < WATCH_JOIN_BYTES_MAX
+            && let Ok(next) = self.notices.try_recv()
+        {
+            let Notice::Events(next) = next else {
+                self.held = Some(next);
+                break;
+            };
+            responses += next.items.len();
+            bytes += next.bytes();
+            later.push(next);
         }
-        Some(notice)
+        delivery.join(later);
+        self.level.responses.fetch_sub(responses, Ordering::Relaxed);
+        self.level.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let events = events_in(&delivery);
+        metrics().pending_events.sub(events as i64);
+        metrics().events.inc_by(events as u64);
+        // Pairs with the fence in `Outlet::offer`.
+        fence(Ordering::SeqCst);
+        if self.level.full.load(Ordering::Relaxed)
+            && self.level.is_low()
+            && self.level.full.swap(false, Ordering::Relaxed)
+        {
+            self.ask(Ask::Drained);
+        }
+        Some(Notice::Events(delivery))
     }
 }
 

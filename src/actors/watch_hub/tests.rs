@@ -199,6 +199,39 @@ fn a_stream_nobody_reads_holds_little_slows_nobody_and_loses_nothing() {
 }
 
 #[test]
+fn what_piled_up_comes_as_one_but_not_past_an_answer() {
+    System::new().block_on(async {
+        let mut world = World::new();
+        let (mut slow, mut quick) = (world.streams.open(), world.streams.open());
+        for watching in [&mut slow, &mut quick] {
+            for id in 1..4 {
+                let key: &[u8] = if id == 3 { b"l" } else { b"k" };
+                watching.create(id, 0, prefix(key, b""));
+                created(watching).await;
+            }
+        }
+        world.put(b"k", Bytes::new()).await;
+        world.put(b"l", Bytes::new()).await;
+        world.put(b"k", Bytes::new()).await;
+        slow.cancel(1);
+        // Both streams' notices are sent by the time that one stream has its own.
+        quick.progress();
+        while !matches!(next(&mut quick).await, Notice::Progress { revision: 4, .. }) {}
+        world.put(b"k", Bytes::new()).await;
+        let Notice::Events(delivery) = next(&mut slow).await else { panic!("events come first") };
+        let revisions = |id: i64| -> Vec<i64> {
+            let items = delivery.items.iter().filter(|item| item.id == id);
+            items.flat_map(|item| &item.events).map(|event| event.mod_revision).collect()
+        };
+        assert_eq!((revisions(1), revisions(2), revisions(3)), (vec![2, 4], vec![2, 4], vec![3]));
+        assert_eq!((delivery.revision, delivery.items.len()), (4, 3));
+        assert!(matches!(next(&mut slow).await, Notice::Canceled { id: 1, .. }));
+        let Notice::Events(delivery) = next(&mut slow).await else { panic!("the rest follows") };
+        assert_eq!((delivery.revision, delivery.items.len()), (5, 1));
+    });
+}
+
+#[test]
 fn compacted_watchers_end_and_others_go_on() {
     System::new().block_on(async {
         let mut world = World::new();

@@ -21,6 +21,7 @@ pub use history::{Outcome, Pass};
 pub use watchers::{Limits, Watchers};
 
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A client's watch stream on this member.
@@ -116,6 +117,34 @@ pub struct Item {
 }
 
 impl Delivery {
+    /// Puts later deliveries to the same stream, in order, behind this one: each watcher keeps one
+    /// item.
+    pub fn join(&mut self, later: Vec<Delivery>) {
+        let mut places: Option<BTreeMap<i64, usize>> = None;
+        for delivery in later {
+            self.revision = delivery.revision;
+            for (at, item) in delivery.items.into_iter().enumerate() {
+                // Most often it is the same watchers that get something, in the same order.
+                if let Some(own) = self.items.get_mut(at)
+                    && own.id == item.id
+                {
+                    own.events.extend(item.events);
+                    continue;
+                }
+                let places = places.get_or_insert_with(|| {
+                    self.items.iter().enumerate().map(|(at, item)| (item.id, at)).collect()
+                });
+                match places.get(&item.id) {
+                    Some(&own) => self.items[own].events.extend(item.events),
+                    None => {
+                        places.insert(item.id, self.items.len());
+                        self.items.push(item);
+                    }
+                }
+            }
+        }
+    }
+
     /// Bytes of all events; one that goes to several watchers counts for each.
     pub fn bytes(&self) -> usize {
         let sizes = self.items.iter().flat_map(|item| &item.events).map(|e| e.encoded().len());

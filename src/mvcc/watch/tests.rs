@@ -161,6 +161,14 @@ impl World {
     }
 
     fn drain(&mut self, stream: u64, all: bool) {
+        let queue = self.queues.get_mut(&stream).unwrap();
+        if all && queue.len() > 1 {
+            // What has piled up comes as one.
+            let mut later: Vec<Delivery> = queue.drain(..).collect();
+            let mut first = later.remove(0);
+            first.join(later);
+            queue.push_back(first);
+        }
         while let Some(delivery) = self.queues.get_mut(&stream).unwrap().pop_front() {
             for item in delivery.items {
                 // What was on the way when it was canceled is dropped, as the edge does.
