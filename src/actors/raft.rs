@@ -476,6 +476,9 @@ impl Handler<Changed> for RaftActor {
                 self.parts.peers.change(peer);
                 assert_eq!(self.unchanged.pop_front(), Some(index), "changes come in order");
             }
+            // IMPORTANT: before anything is sent to a new member, since a member that was alone
+            // answers reads without asking anybody.
+            self.follow_standing();
             self.follow_applied();
         });
         self.arm(ctx);

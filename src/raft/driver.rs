@@ -30,6 +30,8 @@ pub struct Standing {
     pub leader: MemberId,
     pub is_leader: bool,
     pub is_learner: bool,
+    /// It is the only voter and there is no learner: nobody else leads, commits or applies.
+    pub is_alone: bool,
     pub committed: u64,
 }
 
@@ -101,6 +103,7 @@ impl<A: Archive> Driver<A> {
             leader: MemberId(raft.leader_id),
             is_leader: raft.state == StateRole::Leader,
             is_learner: !raft.promotable() && !self.is_voter(),
+            is_alone: self.is_single_voter() && raft.prs().iter().count() == 1,
             committed: raft.raft_log.committed,
         }
     }
@@ -285,6 +288,7 @@ impl Change {
 mod tests {
     use super::*;
     use crate::cluster::members::{Member, Members};
+    use crate::pb::raftpb::ConfChangeType;
     use crate::raft::bootstrap::bootstrap;
 
     struct NoArchive;
@@ -348,6 +352,7 @@ mod tests {
     fn a_single_member_leads_at_term_2_and_commits_after_its_save() {
         let mut nodes = [node(1, 1)];
         assert!(nodes[0].is_single_voter());
+        assert!(nodes[0].standing().is_alone);
         nodes[0].campaign().unwrap();
         settle(&mut nodes);
         assert_eq!(nodes[0].standing().term, 2);
@@ -358,6 +363,20 @@ mod tests {
         assert_eq!(work.entries.len(), 2);
         let saved = nodes[0].saved(&work);
         assert_eq!(saved.committed.len(), 2);
+    }
+
+    #[test]
+    fn neither_a_learner_nor_a_voter_leaves_a_member_alone() {
+        for kind in [ConfChangeType::AddLearnerNode, ConfChangeType::AddNode] {
+            let mut nodes = [node(1, 1)];
+            nodes[0].campaign().unwrap();
+            settle(&mut nodes);
+            let mut change = ConfChange { node_id: 2, ..ConfChange::default() };
+            change.set_change_type(kind);
+            nodes[0].apply_conf_change(&Change::V1(change)).unwrap();
+            assert!(!nodes[0].standing().is_alone, "{kind:?}");
+        }
+        assert!(!node(1, 3).standing().is_alone);
     }
 
     #[test]
