@@ -5,11 +5,12 @@ RUN ?=
 SEED ?= 1
 OPS ?= 2000
 N ?= 3
+NAME ?=
 ARGS ?=
 COMPAT := scripts/etcd-e2e-compat.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help build release check test unit it e2e diff kill mixed bench cluster run fmt lint fix verify clean ci
+.PHONY: help build release check test unit it e2e diff kill mixed judge bench cluster run fmt lint fix verify clean ci
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +46,9 @@ kill: ## Kill rounds under concurrent writers: ARGS=
 mixed: ## One cluster of rusd and real etcd: ARGS=
 	scripts/judge.sh mixed $(ARGS)
 
+judge: ## Another judge: NAME=watch, authtable, badinput or damage, ARGS=
+	scripts/judge.sh $(NAME) $(ARGS)
+
 bench: ## etcd's benchmark against rusd and etcd in turn: ARGS="--quick"
 	scripts/bench.sh $(ARGS)
 
@@ -62,7 +66,7 @@ fmt: ## Format
 lint: ## Formatting and clippy, warnings are errors; shellcheck and go vet where there
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	if command -v go >/dev/null; then cd e2e && go vet ./cmd/...; fi
+	if command -v go >/dev/null; then (cd e2e && go vet ./cmd/...) && cd e2e/judge && go vet ./...; fi
 	if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh .ci/run; fi
 
 fix: ## Apply clippy's suggestions and format

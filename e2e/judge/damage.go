@@ -275,6 +275,8 @@ func runDamage(args []string) error {
 			fmt.Println("    ", strings.ReplaceAll(fmt.Sprintf("%.2000s", err), "\n", "\n     "))
 		}
 	}
+	r2, f2 := diskCases(bin, *only, *ready)
+	ran, failed = ran+r2, failed+f2
 	fmt.Printf("%d cases, %d failed\n", ran, failed)
 	if failed > 0 {
 		return fmt.Errorf("%d cases failed", failed)

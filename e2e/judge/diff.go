@@ -20,6 +20,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"rusd/judge/harness"
@@ -43,6 +45,7 @@ type diffOpts struct {
 	exactLimit  bool
 	exactTies   bool
 	hash        bool
+	more        bool
 	trace       io.Writer
 	clients     int
 	skip        map[string]bool
@@ -67,7 +70,8 @@ func runDiff(args []string) error {
 	fs.BoolVar(&o.grpcLimit, "grpc-limit", true, "now and then send a message above the gRPC receive limit")
 	fs.BoolVar(&o.exactTies, "exact-ties", false, "hold the order of rows with equal sort keys against each other too")
 	fs.BoolVar(&o.exactLimit, "exact-limit", false, "also try the request sizes within 16 bytes of --max-request-bytes")
-	fs.BoolVar(&o.hash, "hash", true, "compare Hash (whole backend) at the end too")
+	fs.BoolVar(&o.more, "more", true, "also users, roles, auth, alarms, locks, elections and maintenance; without, the history of a seed is one of keys and leases")
+	fs.BoolVar(&o.hash, "hash", true, "compare Hash (whole backend) at the end too, unless there are users, whose passwords each server salts")
 	fs.IntVar(&o.keepGoing, "max-differences", 1, "stop a seed after so many differences (answers only; a diverged state makes more)")
 	fs.BoolVar(&harness.KeepLogs, "keep-logs", false, "keep logs and data")
 	fs.Parse(args)
@@ -119,8 +123,9 @@ func runDiff(args []string) error {
 
 // side is one server with its client connections.
 type side struct {
-	node  *harness.Node
-	conns []*grpc.ClientConn
+	node   *harness.Node
+	conns  []*grpc.ClientConn
+	tokens map[string]string // of users that have logged in
 }
 
 // gen draws requests; what it knows of the state comes from the reference's answers.
@@ -583,6 +588,7 @@ func normal(m proto.Message, ids bool) {
 	if !ids {
 		clearHeaders(reflect.ValueOf(m))
 	}
+	normalMore(m)
 	switch r := m.(type) {
 	case *pb.LeaseTimeToLiveResponse:
 		sort.Slice(r.Keys, func(i, j int) bool { return bytes.Compare(r.Keys[i], r.Keys[j]) < 0 })
@@ -791,6 +797,9 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 	if !o.fsync {
 		extra = append(extra, "--unsafe-no-fsync")
 	}
+	if o.more {
+		extra = append(extra, "--bcrypt-cost", "4")
+	}
 	advP := fmt.Sprintf("http://127.0.0.1:%d", harness.FreePort())
 	advC := fmt.Sprintf("http://127.0.0.1:%d", harness.FreePort())
 	var sides []*side
@@ -832,13 +841,30 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 	waitClusterVersion(sides)
 	g := newGen(seed, o)
 	g.rev = 1
+	extraCalls := newMore(seed, g)
+	{
+		ctx, c := harness.Ctx(5 * time.Second)
+		st, err := pb.NewMaintenanceClient(sides[0].conns[0]).Status(ctx, &pb.StatusRequest{})
+		c()
+		if err != nil {
+			return 0, err
+		}
+		extraCalls.member = st.Header.MemberId
+	}
 	found := 0
-	report := func(op int, a action, client int, etcd, rusd answer) {
+	report := func(op int, a moreStep, client int, etcd, rusd answer) {
 		found++
-		fmt.Printf("\nDIFFERENCE seed %d, operation %d (%s, client %d)\n  request: %s\n  etcd:    %s\n  judged:  %s\n", seed, op, a.kind, client, text(a.req), etcd, rusd)
+		as := ""
+		if a.as != "" {
+			as = " as " + a.as
+		}
+		fmt.Printf("\nDIFFERENCE seed %d, operation %d (%s%s, client %d)\n  request: %s\n  etcd:    %s\n  judged:  %s\n", seed, op, a.kind, as, client, text(a.req), etcd, rusd)
 		cmd := fmt.Sprintf("  replay:  judge diff --seed %d --ops %d --etcd %s --rusd %s", seed, op+1, o.etcd, o.rusd)
 		if o.exactLimit {
 			cmd += " --exact-limit"
+		}
+		if !o.more {
+			cmd += " --more=false"
 		}
 		if !o.grpcLimit {
 			cmd += " --grpc-limit=false"
@@ -851,14 +877,27 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 		}
 		fmt.Println(cmd)
 	}
-	ask := func(a action, client int) [2]answer {
+	ask := func(a moreStep, client int) [2]answer {
 		var out [2]answer
 		done := make(chan int, 2)
 		for i := range sides {
 			go func(i int) {
 				ctx, c := harness.Ctx(10 * time.Second)
 				defer c()
-				m, err := a.call(ctx, sides[i].conns[client])
+				conn := sides[i].conns[client]
+				token, err := "", error(nil)
+				if extraCalls.authOn && a.as != "" {
+					token, err = sides[i].token(ctx, conn, a.as, extraCalls.pw[a.as])
+				} else if a.as != "" {
+					token = sides[i].tokens[a.as]
+				}
+				if token != "" {
+					ctx = metadata.AppendToOutgoingContext(ctx, "token", token)
+				}
+				var m proto.Message
+				if err == nil {
+					m, err = a.call(ctx, conn)
+				}
 				if err == nil {
 					normal(m, o.ids)
 					if !o.exactTies {
@@ -871,11 +910,16 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 		}
 		<-done
 		<-done
+		if status.Code(out[0].err) == codes.Unauthenticated {
+			for _, s := range sides {
+				delete(s.tokens, a.as)
+			}
+		}
 		return out
 	}
 	// settled asks again for a while: a hash may meet a compaction under way, and etcd hashes what it
 	// has committed, which is up to 100 ms old.
-	settled := func(a action, client int) [2]answer {
+	settled := func(a moreStep, client int) [2]answer {
 		r := ask(a, client)
 		for i := 0; i < 20 && strings.HasPrefix(a.kind, "hash") && !same(r[0], r[1]); i++ {
 			time.Sleep(100 * time.Millisecond)
@@ -883,10 +927,35 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 		}
 		return r
 	}
+	var first []moreStep
+	if o.more {
+		first = extraCalls.setup()
+	}
 	for op := 0; op < o.ops; op++ {
-		a := g.next()
-		client := g.n(o.clients)
+		var a moreStep
+		client := op % o.clients
+		switch {
+		case len(first) > 0:
+			a, first = first[0], first[1:]
+		case o.more && extraCalls.p(0.25):
+			a = extraCalls.draw()
+		default:
+			base := g.next()
+			client = g.n(o.clients)
+			if a = (moreStep{action: base}); o.more {
+				var ok bool
+				if a, ok = extraCalls.base(base); !ok {
+					continue
+				}
+			}
+		}
+		if o.skip[a.kind] {
+			continue
+		}
 		r := settled(a, client)
+		if a.done != nil {
+			a.done(r[0])
+		}
 		o.kindCounter[a.kind]++
 		if r[0].err == nil {
 			o.okCounter[a.kind]++
@@ -909,7 +978,7 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 			if h := header(r[0].m); h != nil && h.Revision > g.rev {
 				g.rev = h.Revision
 			}
-			if q, ok := a.req.(*pb.CompactionRequest); ok {
+			if q, ok := a.action.req.(*pb.CompactionRequest); ok {
 				g.compact = q.Revision
 			}
 		} else if !sides[0].node.Alive() || !sides[1].node.Alive() {
@@ -921,7 +990,7 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 	for _, rev := range []int64{0, g.rev, g.compact, g.compact + 1, (g.compact + g.rev) / 2, g.compact - 1, g.rev + 1, g.rev - 1, -1} {
 		end = append(end, action{"hashkv", &pb.HashKVRequest{Revision: rev}, nil})
 	}
-	if o.hash {
+	if o.hash && len(extraCalls.pw) == 0 {
 		end = append(end, action{"hash", &pb.HashRequest{}, nil})
 	}
 	for i := range end {
@@ -940,8 +1009,12 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 				return msg(pb.NewMaintenanceClient(c).Hash(ctx, q))
 			}
 		}
-		if r := settled(a, 0); !same(r[0], r[1]) {
-			report(o.ops-1, a, 0, r[0], r[1])
+		last := moreStep{action: a}
+		if extraCalls.authOn {
+			last.as = "root"
+		}
+		if r := settled(last, 0); !same(r[0], r[1]) {
+			report(o.ops-1, last, 0, r[0], r[1])
 			break
 		}
 	}

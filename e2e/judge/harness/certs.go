@@ -8,10 +8,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 )
 
@@ -70,5 +72,37 @@ func MakeCerts(dir string) (*Certs, error) {
 	}
 	pool.AddCert(caCert)
 	c.Client = &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, MinVersion: tls.VersionTLS12}
+	authorities.Store(c.Client, &authority{ca, caKey})
 	return c, nil
+}
+
+// authority signs further client certificates.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+var authorities sync.Map // *tls.Config of MakeCerts to *authority
+
+// ClientCert makes, by the CA behind a configuration of MakeCerts, a client with this common name.
+func ClientCert(base *tls.Config, cn string) (*tls.Config, error) {
+	a, ok := authorities.Load(base)
+	if !ok {
+		return nil, errors.New("no CA behind this configuration")
+	}
+	by := a.(*authority)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: cn},
+		NotBefore: by.cert.NotBefore, NotAfter: by.cert.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	der, err := x509.CreateCertificate(rand.Reader, leaf, by.cert, &key.PublicKey, by.key)
+	if err != nil {
+		return nil, err
+	}
+	t := base.Clone()
+	t.Certificates = []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}
+	return t, nil
 }
