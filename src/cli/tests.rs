@@ -296,7 +296,7 @@ fn cli_defaults() {
     assert_eq!(config.experimental_watch_progress_notify_interval, Duration::from_secs(600));
     assert_eq!(config.client_tls.tls_min_version, TlsVersion::V12);
     assert!(config.pre_vote && config.strict_reconfig_check && config.cors.contains("*"));
-    assert_eq!(config.check_bootstrap(|_, _| false), Ok(()));
+    assert_eq!(config.check_bootstrap(|_, _| Err("they differ".into())), Ok(()));
 }
 
 #[test]
@@ -463,7 +463,7 @@ fn cli_file() {
 
 #[test]
 fn cli_bootstrap_rules() {
-    let check = |words: &[&str]| serve(words).check_bootstrap(|_, _| false);
+    let check = |words: &[&str]| serve(words).check_bootstrap(|_, _| Err("they differ".into()));
     for (words, want) in [
         (
             &["--name", "y", "--initial-cluster", "x=http://localhost:2380"][..],
@@ -472,7 +472,7 @@ fn cli_bootstrap_rules() {
         (
             &["--initial-cluster", "default=http://localhost:1"],
             "--initial-cluster has default=http://localhost:1 but missing from \
-             --initial-advertise-peer-urls=http://localhost:2380 (resolved urls do not match)",
+             --initial-advertise-peer-urls=http://localhost:2380 (they differ)",
         ),
         (
             &["--initial-cluster", "x=foo"],

@@ -9,6 +9,7 @@ use crate::cli::config::{ClusterState, Config};
 use crate::cluster::identity;
 use crate::cluster::members::{Member, Members};
 use crate::mvcc::backend::Op;
+use crate::node::resolve;
 use crate::pb::raftpb::Entry;
 use crate::raft::bootstrap::bootstrap;
 use crate::raft::driver::Change;
@@ -19,11 +20,15 @@ use crate::storage::wal::{Metadata, Replay, Wal, WalError};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why `--force-new-cluster` does not start on data: ignoring it would go on as a member of the old
 /// cluster. Without data it means nothing, as in etcd.
 const FORCED: &str = "--force-new-cluster is not possible yet for a member that has data; \
                       start without it, or on an empty data directory";
+
+/// How long names may take to be known at a first start; in a new deployment DNS may lag behind.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A recovered member.
 pub struct Booted {
@@ -203,6 +208,7 @@ fn feed_entry(
 }
 
 fn start_new(config: &Config, wal_dir: &Path) -> Result<(), String> {
+    config.check_bootstrap(|a, b| resolve::equal(a, b, RESOLVE_TIMEOUT))?;
     if config.initial_cluster_state == ClusterState::Existing {
         return Err("joining an existing cluster is not possible yet".to_owned());
     }

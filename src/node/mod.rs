@@ -5,6 +5,7 @@
 mod boot;
 mod glue;
 mod publish;
+mod resolve;
 mod scrape;
 mod serve;
 

@@ -101,6 +101,7 @@ fn endpoint(
         TlsVersion::V12 => Some("TLS1.2".to_owned()),
         TlsVersion::V13 => Some("TLS1.3".to_owned()),
     };
+    tls::known_suites(&flags.cipher_suites).map_err(|error| error.to_string())?;
     info.cipher_suites = flags.cipher_suites.clone();
     info.min_version = version(flags.tls_min_version);
     info.max_version = version(flags.tls_max_version);

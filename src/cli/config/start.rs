@@ -42,11 +42,11 @@ impl Config {
         Ok(())
     }
 
-    /// What etcd checks when the member has no data yet. `resolves_equal` says whether two
-    /// lists of URLs that differ as text mean the same addresses.
+    /// What etcd checks when the member has no data yet. `resolve_equal` says why two lists of URLs
+    /// that differ as text do not mean the same addresses either.
     pub fn check_bootstrap(
         &self,
-        resolves_equal: impl Fn(&[Url], &[Url]) -> bool,
+        resolve_equal: impl Fn(&[Url], &[Url]) -> Result<(), String>,
     ) -> Result<(), String> {
         let cluster = parse_cluster(&self.initial_cluster_text)
             .map_err(|why| format!("error setting up initial cluster: {why}"))?;
@@ -59,7 +59,7 @@ impl Config {
         let advertised = &self.initial_advertise_peer_urls;
         if self.initial_cluster_state == ClusterState::New
             && own != advertised
-            && !resolves_equal(advertised, own)
+            && let Err(why) = resolve_equal(advertised, own)
         {
             let missing = |from: &[Url], other: &[Url], prefix: &str| {
                 let absent = from.iter().filter(|url| !other.contains(url));
@@ -71,7 +71,7 @@ impl Config {
             if !absent.is_empty() {
                 return Err(format!(
                     "--initial-cluster has {absent} but missing from \
-                     --initial-advertise-peer-urls={} (resolved urls do not match)",
+                     --initial-advertise-peer-urls={} ({why})",
                     url::join(advertised)
                 ));
             }

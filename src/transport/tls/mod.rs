@@ -187,6 +187,20 @@ fn version(name: &str) -> io::Result<u8> {
     }
 }
 
+/// Those of the named suites that can be used. A name that Go does not know is an error, also where
+/// no port has TLS (etcd v3.5.17 server/embed/etcd.go updateCipherSuites).
+pub fn known_suites(names: &[String]) -> io::Result<Vec<CipherSuite>> {
+    let mut known = Vec::new();
+    for name in names {
+        match SUITES.iter().find(|(suite, _)| suite == name) {
+            Some((_, suite)) => known.push(*suite),
+            None if SUITES_LEFT_OUT.contains(&name.as_str()) => {}
+            None => return Err(invalid(format!("unexpected TLS cipher suite {name:?}"))),
+        }
+    }
+    Ok(known)
+}
+
 impl TlsInfo {
     /// Whether no certificate is configured.
     pub fn is_empty(&self) -> bool {
@@ -214,14 +228,7 @@ impl TlsInfo {
         if self.cipher_suites.is_empty() {
             return Ok(Arc::new(provider));
         }
-        let mut kept = Vec::new();
-        for name in &self.cipher_suites {
-            match SUITES.iter().find(|(known, _)| known == name) {
-                Some((_, suite)) => kept.push(*suite),
-                None if SUITES_LEFT_OUT.contains(&name.as_str()) => {}
-                None => return Err(invalid(format!("unexpected TLS cipher suite {name:?}"))),
-            }
-        }
+        let kept = known_suites(&self.cipher_suites)?;
         if kept.is_empty() {
             return Err(invalid("none of the given TLS cipher suites is supported"));
         }

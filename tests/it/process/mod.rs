@@ -6,4 +6,5 @@ mod durable;
 mod lease;
 mod load;
 mod quota;
+mod refusals;
 mod watch;
