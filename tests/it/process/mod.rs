@@ -2,6 +2,7 @@
 
 mod compaction;
 mod daemon;
+mod damage;
 mod durable;
 mod lease;
 mod load;
