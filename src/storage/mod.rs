@@ -1,7 +1,8 @@
 //! What is on disk: etcd's write-ahead log, the engine beside it, and the directory that holds
-//! both. Calls block; nothing here is async.
+//! both; and etcd's database file, read and written. Calls block; nothing here is async.
 //! Uses: base, mvcc, obs, pb
 
+pub mod bbolt;
 pub mod datadir;
 pub mod engine;
 pub mod wal;
