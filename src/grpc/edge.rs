@@ -7,6 +7,7 @@ use crate::apply::Reply;
 use crate::base::error::{Error, Result};
 use crate::base::limits::{GRPC_OVERHEAD_BYTES, REQUEST_BYTES_MAX};
 use crate::pb::etcdserverpb as rpc;
+use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -45,6 +46,17 @@ pub trait Reads: Send + Sync + 'static {
     }
     /// Bytes of the backend that hold data.
     fn size_in_use_bytes(&self) -> u64;
+    /// Begins an image of the store as etcd's database file; blocks a moment.
+    fn image(&self) -> std::result::Result<Box<dyn Image>, String>;
+}
+
+/// An image of the whole store as of one moment, made while it is read. Its calls block; the text
+/// of an error is for the log.
+pub trait Image: Send {
+    /// Gets ready, a slice of the work at a time; the bytes of the image once they are known.
+    fn prepare(&mut self) -> std::result::Result<Option<u64>, String>;
+    /// The next bytes: as many as asked for, fewer at the end.
+    fn read(&mut self, bytes: usize) -> std::result::Result<Bytes, String>;
 }
 
 /// What the caller decides about the edge.

@@ -1,11 +1,12 @@
 //! The Maintenance service.
 
 use super::edge::{Edge, VERSION, unexpected};
-use super::status;
+use super::{snapshot, status};
 use crate::apply::Reply;
 use crate::base::error::Error;
 use crate::pb::etcdserverpb as rpc;
-use futures_util::stream::Empty;
+use futures_util::Stream;
+use std::pin::Pin;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -80,13 +81,14 @@ impl rpc::maintenance_server::Maintenance for Service {
         Ok(Response::new(rpc::HashKvResponse { header, hash, compact_revision }))
     }
 
-    type SnapshotStream = Empty<Result<rpc::SnapshotResponse, Status>>;
+    type SnapshotStream = Pin<Box<dyn Stream<Item = Result<rpc::SnapshotResponse, Status>> + Send>>;
 
     async fn snapshot(
         &self,
         _: Request<rpc::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(status::of(Error::NotImplemented))
+        let reads = self.0.reads.clone();
+        Ok(Response::new(Box::pin(snapshot::messages(move || reads.image()))))
     }
 
     async fn move_leader(

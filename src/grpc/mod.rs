@@ -14,6 +14,7 @@ pub mod maintenance;
 pub mod messages;
 pub mod methods;
 pub mod observer;
+pub mod snapshot;
 pub mod status;
 pub mod validate;
 pub mod watch;
@@ -24,7 +25,7 @@ mod testing;
 mod tests;
 
 pub use calls::Calls;
-pub use edge::{Edge, GrpcOptions, Reads, VERSION};
+pub use edge::{Edge, GrpcOptions, Image, Reads, VERSION};
 pub use observer::{NoObserver, Observer};
 
 use crate::actors::handle::NodeHandle;

@@ -128,6 +128,11 @@ pub fn of(error: Error) -> Status {
     Status::new(code, text)
 }
 
+/// The status for a snapshot that this member cannot make, or not to its end.
+pub fn snapshot_failed() -> Status {
+    Status::internal("etcdserver: failed to make a snapshot")
+}
+
 /// The status for a path that names no service (grpc-go `server.go` handleStream).
 pub fn unknown_service(service: &str) -> Status {
     Status::new(Code::Unimplemented, format!("unknown service {service}"))

@@ -1,6 +1,6 @@
 //! A node and a store for tests of the edge.
 
-use super::edge::{GrpcOptions, Reads};
+use super::edge::{GrpcOptions, Image, Reads};
 use super::methods::Method;
 use super::observer::Observer;
 use crate::actors::handle::watch::{Tell, Watching};
@@ -135,6 +135,9 @@ impl Reads for FakeReads {
     }
     fn size_in_use_bytes(&self) -> u64 {
         4096
+    }
+    fn image(&self) -> std::result::Result<Box<dyn Image>, String> {
+        Err("no image".to_owned())
     }
 }
 

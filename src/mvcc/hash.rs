@@ -83,7 +83,7 @@ pub(crate) fn rows_upto(shared: &Shared, compacted: i64, upto: i64) -> Result<u3
 }
 
 /// etcd's buckets in the order of their names, which is that of its file.
-const BUCKETS: [(&str, Bucket); 10] = [
+pub const BUCKETS: [(&str, Bucket); 10] = [
     ("alarm", Bucket::Alarm),
     ("auth", Bucket::Auth),
     ("authRoles", Bucket::AuthRoles),

@@ -16,6 +16,7 @@ mod store;
 pub mod watch;
 
 pub use compact::CompactProgress;
+pub use hash::BUCKETS;
 pub(crate) use read::header;
 pub use read::{ReadError, Reader};
 pub use row::{Row, key_only, kv_deleted};

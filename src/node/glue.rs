@@ -14,6 +14,8 @@ use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::leasepb;
 use crate::pb::raftpb::Message;
+use crate::storage::engine::Engine;
+use crate::storage::image::{Image, ImageError, Sized, Sizing};
 use crate::transport::rafthttp::{self, RaftSink, StepError, Transport};
 use crate::transport::tls::{self, TlsInfo};
 use actix::Addr;
@@ -23,6 +25,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
+/// Rows of a snapshot's first pass between looks at whether its client is still there.
+const SIZING_ROWS: usize = 65_536;
 /// A lease call to the leader ends after this time; the caller tries again.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -193,6 +197,7 @@ fn parse_urls(urls: &[String]) -> Vec<Url> {
 /// The store, as gRPC reads it.
 pub struct Reads {
     pub reader: mvcc::Reader,
+    pub engine: Arc<Engine>,
     pub quota: crate::apply::QuotaReader,
 }
 
@@ -233,6 +238,44 @@ impl crate::grpc::Reads for Reads {
 
     fn fits(&self, cost: u64) -> bool {
         self.quota.fits(cost)
+    }
+
+    fn image(&self) -> std::result::Result<Box<dyn crate::grpc::Image>, String> {
+        let text = |error: ImageError| error.to_string();
+        let view = self.engine.view().map_err(|error| error.to_string())?;
+        Ok(Box::new(ImageReader::Sizing(Some(Box::new(Sizing::new(view).map_err(text)?)))))
+    }
+}
+
+/// An image on its way to gRPC.
+enum ImageReader {
+    /// `None` after an error.
+    Sizing(Option<Box<Sizing>>),
+    Ready(Box<Image>),
+}
+
+impl crate::grpc::Image for ImageReader {
+    fn prepare(&mut self) -> std::result::Result<Option<u64>, String> {
+        let sizing = match self {
+            ImageReader::Ready(image) => return Ok(Some(image.left())),
+            ImageReader::Sizing(sizing) => sizing.take().ok_or("the image has failed before")?,
+        };
+        match sizing.advance(SIZING_ROWS).map_err(|error| error.to_string())? {
+            Sized::More(sizing) => *self = ImageReader::Sizing(Some(Box::new(sizing))),
+            Sized::Done(image) => {
+                let bytes = image.left();
+                *self = ImageReader::Ready(Box::new(image));
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read(&mut self, bytes: usize) -> std::result::Result<Bytes, String> {
+        match self {
+            ImageReader::Ready(image) => image.read(bytes).map_err(|error| error.to_string()),
+            ImageReader::Sizing(_) => Err("the image is not ready".to_owned()),
+        }
     }
 }
 

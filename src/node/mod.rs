@@ -166,7 +166,7 @@ async fn member(config: Config) -> Result<(), String> {
         () = publish::publish(&core, &config) => {}
         () = serve::stop_signal() => return Ok(()),
     }
-    let reads = Arc::new(glue::Reads { reader, quota });
+    let reads = Arc::new(glue::Reads { reader, engine: booted.engine.clone(), quota });
     serve::clients(&config, &tls, listeners.clients, &core, reads, serving_seen, stopping)?;
     serve::stop_signal().await;
 

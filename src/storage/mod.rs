@@ -5,4 +5,5 @@
 pub mod bbolt;
 pub mod datadir;
 pub mod engine;
+pub mod image;
 pub mod wal;

@@ -6,8 +6,10 @@
 mod open;
 #[cfg(test)]
 mod tests;
+mod view;
 
 pub use open::{EngineError, OpenKind, Opened};
+pub use view::{Rows, View};
 
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::failpoint;
