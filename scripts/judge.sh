@@ -8,6 +8,7 @@
 #   scripts/judge.sh mixed --tls self       two etcd members and one rusd
 #   scripts/judge.sh badinput               hostile bytes on every port
 #   scripts/judge.sh damage                 torn, flipped, cut and deleted files
+#   scripts/judge.sh snapshot               snapshots under writers, restored into etcd
 #
 # RUSD_BIN (default: a release build of this tree) is the server under judgement,
 # ETCD_BIN (default: e2e/bin/etcd, built when absent) the reference.
@@ -49,6 +50,14 @@ authtable) etcd; rusd; exec "$judge" authtable --etcd "$ETCD_BIN" --rusd "$RUSD_
 kill) rusd; exec "$judge" kill --server "$RUSD_BIN" "$@" ;;
 mixed) etcd; rusd; exec "$judge" mixed --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
 badinput) etcd; rusd; exec "$judge" badinput --etcd "$ETCD_BIN" --server "$RUSD_BIN" "$@" ;;
+snapshot)
+	etcd
+	rusd
+	for tool in etcdctl etcdutl; do
+		[ -x "$root/e2e/bin/$tool" ] || (cd "$root/e2e" && go build -o "bin/$tool" "go.etcd.io/etcd/$tool/v3")
+	done
+	exec "$judge" snapshot --etcd "$ETCD_BIN" --server "$RUSD_BIN" \
+		--etcdctl "$root/e2e/bin/etcdctl" --etcdutl "$root/e2e/bin/etcdutl" "$@" ;;
 damage) rusd; exec "$judge" damage --server "$RUSD_BIN" "$@" ;;
 *) exec "$judge" ;;
 esac

@@ -4,6 +4,7 @@ go 1.22
 
 require (
 	github.com/gogo/protobuf v1.3.2
+	go.etcd.io/bbolt v1.3.11
 	go.etcd.io/etcd/api/v3 v3.5.17
 	go.etcd.io/etcd/raft/v3 v3.5.17
 	google.golang.org/grpc v1.59.0

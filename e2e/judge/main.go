@@ -18,7 +18,7 @@ var commands = map[string]struct {
 func main() {
 	if len(os.Args) < 2 || commands[os.Args[1]].run == nil {
 		fmt.Fprintln(os.Stderr, "usage: judge COMMAND [flags]   (judge COMMAND -h lists a command's flags)")
-		for _, n := range []string{"diff", "watch", "authtable", "kill", "mixed", "badinput", "damage"} {
+		for _, n := range []string{"diff", "watch", "authtable", "kill", "mixed", "badinput", "damage", "snapshot"} {
 			fmt.Fprintf(os.Stderr, "  %-9s %s\n", n, commands[n].help)
 		}
 		os.Exit(2)
