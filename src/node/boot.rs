@@ -15,7 +15,8 @@ use crate::raft::bootstrap::bootstrap;
 use crate::raft::driver::Change;
 use crate::raft::log::LogStart;
 use crate::storage::datadir::DataDir;
-use crate::storage::engine::{Engine, Opened};
+use crate::storage::engine::{Engine, OpenKind, Opened};
+use crate::storage::import::{self, ImportError};
 use crate::storage::wal::{Metadata, Replay, Wal, WalError};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,6 +50,10 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
     let dir = DataDir::open(&config.data_dir).map_err(|error| error.to_string())?;
     let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.wal());
     if !Wal::exists(&wal_dir) {
+        if dir.database().is_some() {
+            let (db, wal) = (dir.snap_db(), wal_dir.display());
+            return Err(format!("{} has no log beside it in {wal}", db.display()));
+        }
         start_new(config, &wal_dir)?;
     } else if config.force_new_cluster {
         return Err(FORCED.to_owned());
@@ -64,15 +69,24 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
     let metadata = replay.metadata;
     let member = MemberId(metadata.node_id);
     let cluster = ClusterId(metadata.cluster_id);
-    let (engine, mut machine) = open_machine(config, &dir.engine(), metadata)?;
+    if replay.first_index > 1 {
+        return Err(format!(
+            "the log begins at index {}: what was before it is in snapshot files of etcd, which \
+             cannot be imported yet",
+            replay.first_index
+        ));
+    }
+    let (engine, mut machine) = open_machine(config, &dir, metadata)?;
 
     let commit = committed(&wal, &replay, machine.position().0)?;
+    let snapshot_index = snapshot_index(&replay, machine.position().0)?;
     let mut members = Members::default();
     feed(&wal, commit, &mut machine, &mut members)?;
     machine.flush_position();
     let log = LogStart {
         hard_state: crate::pb::raftpb::HardState { commit, ..replay.hard_state },
         conf_state: members.conf_state(),
+        snapshot_index,
         last_index: replay.last_index,
         term_runs: replay.term_runs,
         tail: replay.tail,
@@ -103,6 +117,20 @@ fn committed(wal: &Wal, replay: &Replay, engine_index: u64) -> Result<u64, Strin
     Ok(commit)
 }
 
+/// The newest snapshot that an etcd recorded in the log, 0 if none. What it held may be in no
+/// entry: a restored cluster begins with it.
+fn snapshot_index(replay: &Replay, engine_index: u64) -> Result<u64, String> {
+    let committed = replay.snapshots.iter().filter(|(at, _)| *at <= replay.hard_state.commit);
+    let newest = committed.map(|(at, _)| *at).max().unwrap_or(0);
+    if newest > engine_index {
+        return Err(format!(
+            "the log has a snapshot at index {newest}, but the database is at {engine_index}: it \
+             is an older one"
+        ));
+    }
+    Ok(newest)
+}
+
 fn options(config: &Config) -> Options {
     Options {
         min_ttl: min_lease_ttl(config.election_timeout_ms),
@@ -118,27 +146,54 @@ fn min_lease_ttl(election_timeout_ms: u64) -> i64 {
     i64::try_from(millis.div_ceil(1000)).unwrap_or(i64::MAX)
 }
 
-/// Opens the engine and the machine on it; damage found on the way means a rebuild from the log.
+/// Opens the engine and the machine on it; damage found on the way means a rebuild from etcd's
+/// database file, if there is one, and the log.
 fn open_machine(
     config: &Config,
-    dir: &Path,
+    dir: &DataDir,
     metadata: Metadata,
 ) -> Result<(Arc<Engine>, Machine), String> {
+    let mut damage = String::new();
     for _ in 0..2 {
-        let on_fatal = Box::new(|reason: &str| rt::fatal(reason));
-        let Opened { engine, .. } =
-            Engine::open(dir, metadata, on_fatal).map_err(|error| error.to_string())?;
-        let engine = Arc::new(engine);
+        let engine = Arc::new(open_engine(dir, metadata)?);
         match Machine::open(engine.clone(), options(config)) {
             Ok(machine) => return Ok((engine, machine)),
             Err(error) => {
-                tracing::warn!(%error, "the engine is damaged: rebuilding it from the log");
-                engine.mark_damaged(&error.to_string()).map_err(|error| error.to_string())?;
+                tracing::warn!(%error, "the engine is damaged: rebuilding it");
+                damage = error.to_string();
+                engine.mark_damaged(&damage).map_err(|error| error.to_string())?;
                 drop(engine);
             }
         }
     }
-    Err("the engine is damaged right after it was rebuilt".to_owned())
+    Err(format!("the engine is damaged right after it was rebuilt: {damage}"))
+}
+
+/// Opens the engine, filled from etcd's database file if it is not, or from another state of it:
+/// whoever changed the file meant it.
+fn open_engine(dir: &DataDir, metadata: Metadata) -> Result<Engine, String> {
+    let open = || {
+        let on_fatal = Box::new(|reason: &str| rt::fatal(reason));
+        let opened = Engine::open(&dir.engine(), metadata, on_fatal);
+        opened.map_err(|error| error.to_string())
+    };
+    let Opened { engine, kind } = open()?;
+    let Some(database) = dir.database() else { return Ok(engine) };
+    let named = |error: ImportError| format!("{}: {error}", dir.snap_db().display());
+    let fingerprint = import::fingerprint(database).map_err(named)?;
+    if engine.origin().map_err(|error| error.to_string())? == Some(fingerprint) {
+        return Ok(engine);
+    }
+    let engine = if kind == OpenKind::Existing {
+        let reason = "etcd's database file is not the one that was imported";
+        engine.mark_damaged(reason).map_err(|error| error.to_string())?;
+        drop(engine);
+        open()?.engine
+    } else {
+        engine
+    };
+    import::import(database, &engine).map_err(named)?;
+    Ok(engine)
 }
 
 /// Feeds the committed entries: all to the member table, those above its position to the machine.
@@ -244,7 +299,10 @@ mod tests {
     use super::*;
     use crate::cli::{self, Command};
     use crate::mvcc::backend::{Backend as _, Batch, Bucket};
+    use crate::pb::mvccpb::KeyValue;
+    use crate::storage::bbolt::Writer;
     use bytes::Bytes;
+    use prost::Message as _;
 
     fn config(dir: &Path, words: &[&str]) -> Config {
         let mut args = vec!["rusd".to_owned(), format!("--data-dir={}", dir.display())];
@@ -291,5 +349,64 @@ mod tests {
         let again = boot(&config).unwrap();
         assert_eq!(read(&again), before);
         again.engine.close().unwrap();
+    }
+
+    /// Makes etcd's database of a directory: at index 1 and with a row for each revision.
+    fn write_database(dir: &Path, revisions: std::ops::Range<u64>, txid: u64) {
+        let mut writer = Writer::new(Vec::new());
+        writer.bucket(b"key").unwrap();
+        for main in revisions {
+            let key = [&main.to_be_bytes()[..], b"_", &[0; 8]].concat();
+            let row = KeyValue {
+                key: format!("k{main}").into(),
+                mod_revision: main as i64,
+                create_revision: main as i64,
+                version: 1,
+                ..KeyValue::default()
+            };
+            writer.row(&key, &row.encode_to_vec()).unwrap();
+        }
+        writer.bucket(b"meta").unwrap();
+        writer.row(b"consistent_index", &1u64.to_be_bytes()).unwrap();
+        writer.row(b"term", &1u64.to_be_bytes()).unwrap();
+        let (plan, pages) = writer.finish().unwrap();
+        let file = [plan.meta_pages(txid), pages].concat();
+        std::fs::write(dir.join("member/snap/db"), file).unwrap();
+    }
+
+    fn boot_revision(config: &Config) -> i64 {
+        let booted = boot(config).unwrap();
+        booted.engine.close().unwrap();
+        assert_eq!(booted.members.iter().count(), 1);
+        booted.machine.revision()
+    }
+
+    #[test]
+    fn boot_imports_the_database_and_each_change_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), &[]);
+        assert_eq!(boot_revision(&config), 1);
+        // An etcd ran on the directory meanwhile.
+        write_database(dir.path(), 2..6, 4);
+        assert_eq!(boot_revision(&config), 5);
+        assert_eq!(boot_revision(&config), 5);
+        // With the engine lost it is made again from the file.
+        std::fs::remove_dir_all(dir.path().join("member/fjall")).unwrap();
+        assert_eq!(boot_revision(&config), 5);
+        write_database(dir.path(), 2..9, 6);
+        assert_eq!(boot_revision(&config), 8);
+        // Revisions 9 to 11 are missing: no state of an etcd.
+        let db = dir.path().join("member/snap/db");
+        write_database(dir.path(), 12..14, 8);
+        let error = boot(&config).err().unwrap();
+        assert!(error.contains("hole: revision 12"), "{error}");
+        std::fs::write(&db, [7; 20_000]).unwrap();
+        let error = boot(&config).err().unwrap();
+        assert!(error.contains("snap/db: bbolt: no valid meta page"), "{error}");
+        write_database(dir.path(), 2..6, 10);
+        assert_eq!(boot_revision(&config), 5);
+        std::fs::remove_dir_all(dir.path().join("member/wal")).unwrap();
+        let error = boot(&config).err().unwrap();
+        assert!(error.contains("has no log beside it"), "{error}");
     }
 }

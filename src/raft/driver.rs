@@ -311,6 +311,7 @@ mod tests {
         let start = LogStart {
             hard_state,
             conf_state: table.conf_state(),
+            snapshot_index: 0,
             last_index: entries.len() as u64,
             term_runs: vec![(1, 1)],
             tail: entries,

@@ -16,6 +16,9 @@ pub trait Archive: Send + 'static {
 pub struct LogStart {
     pub hard_state: HardState,
     pub conf_state: ConfState,
+    /// Entries up to this index are not for others: the state after them cannot be made from the
+    /// log alone. 0 if it can.
+    pub snapshot_index: u64,
     /// Index of the last entry on disk.
     pub last_index: u64,
     /// (first index, term) of each run of equal terms, ascending.
@@ -29,6 +32,7 @@ pub struct Log<A> {
     archive: A,
     hard_state: HardState,
     conf_state: ConfState,
+    snapshot_index: u64,
     last_index: u64,
     term_runs: Vec<(u64, u64)>,
     /// Invariant: contiguous, and its last entry is `last_index`, or it is empty.
@@ -45,6 +49,7 @@ impl<A: Archive> Log<A> {
             archive,
             hard_state: start.hard_state,
             conf_state: start.conf_state,
+            snapshot_index: start.snapshot_index,
             last_index: start.last_index,
             term_runs: start.term_runs,
             cache: VecDeque::new(),
@@ -135,6 +140,9 @@ impl<A: Archive> Storage for Log<A> {
         _context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
         let bytes_max = max_size.into().unwrap_or(u64::MAX);
+        if low <= self.snapshot_index {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
         if high > self.last_index + 1 {
             return Err(raft::Error::Store(StorageError::Unavailable));
         }
@@ -173,14 +181,14 @@ impl<A: Archive> Storage for Log<A> {
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(1)
+        Ok(self.snapshot_index + 1)
     }
 
     fn last_index(&self) -> raft::Result<u64> {
         Ok(self.last_index)
     }
 
-    /// The log reaches back to its beginning, so nobody ever needs a snapshot from it.
+    /// Who needs what lies before the log waits: snapshots are not sent yet.
     fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
         Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
     }

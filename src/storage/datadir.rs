@@ -29,10 +29,10 @@ pub enum DataDirError {
     /// Another process uses it.
     #[error("data directory: {0} is in use by another process")]
     Locked(PathBuf),
-    /// It holds an etcd's state, which this version does not import yet.
+    /// It holds a part of an etcd's state that this version cannot import.
     #[error(
-        "data directory: {0} was left by an etcd; importing its state is not supported yet, and \
-         starting without it would lose data"
+        "data directory: {0} was left by an etcd; importing it without its database is not \
+         supported yet, and starting without it would lose data"
     )]
     ForeignEtcd(PathBuf),
 }
@@ -43,15 +43,17 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DataDirError + '_ {
 
 /// A data directory that this process owns for as long as the value lives.
 ///
-/// The lock: etcd takes a flock on `member/snap/db`. That file does not exist in this stage (the
-/// checkpoint comes later), so the flock is on a file of our own, `member/rusd.lock`. What keeps an
-/// etcd and us apart meanwhile are the locks on the WAL segments (see `wal::Wal`), which both sides
-/// take.
+/// The lock: etcd takes a flock on `member/snap/db`. Where that file exists, because an etcd or
+/// etcdutl made it, so do we. rusd itself makes none in this stage (the checkpoint comes later), so
+/// there is always a flock on a file of our own, `member/rusd.lock`; what keeps an etcd and us
+/// apart then are the locks on the WAL segments (see `wal::Wal`), which both sides take.
 #[derive(Debug)]
 pub struct DataDir {
     root: PathBuf,
     /// Holds the flock.
     _lock: File,
+    /// `member/snap/db`, if there is one, with its flock.
+    database: Option<File>,
 }
 
 impl DataDir {
@@ -75,10 +77,16 @@ impl DataDir {
             Err(rustix::io::Errno::AGAIN) => return Err(DataDirError::Locked(root.to_owned())),
             Err(errno) => return Err(io(&path)(errno.into())),
         }
-        let dir = DataDir { root: root.to_owned(), _lock: lock };
+        let mut dir = DataDir { root: root.to_owned(), _lock: lock, database: None };
+        dir.database = lock_database(&dir.snap_db())?;
         dir.refuse_foreign()?;
         touch_dir_all(&dir.snap())?;
         Ok(dir)
+    }
+
+    /// etcd's database file, if there is one.
+    pub fn database(&self) -> Option<&File> {
+        self.database.as_ref()
     }
 
     /// The directory itself.
@@ -112,10 +120,6 @@ impl DataDir {
     }
 
     fn refuse_foreign(&self) -> Result<(), DataDirError> {
-        let db = self.snap_db();
-        if db.symlink_metadata().is_ok() {
-            return Err(DataDirError::ForeignEtcd(db));
-        }
         let snap = self.snap();
         let entries = match std::fs::read_dir(&snap) {
             Ok(entries) => entries,
@@ -124,12 +128,38 @@ impl DataDir {
         };
         for entry in entries {
             let path = entry.map_err(io(&snap))?.path();
-            if path.extension().is_some_and(|ext| ext == "snap") {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // A database on its way from a leader that was not put into its place.
+            let in_flight = name.ends_with(".snap.db");
+            if in_flight || (name.ends_with(".snap") && self.database.is_none()) {
                 return Err(DataDirError::ForeignEtcd(path));
             }
         }
         Ok(())
     }
+}
+
+/// Opens etcd's database file, if there is one, and waits until no other process has it, as etcd
+/// waits for us.
+fn lock_database(path: &Path) -> Result<Option<File>, DataDirError> {
+    let file = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io(path)(e)),
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::AGAIN) => {
+            tracing::info!(
+                path = %path.display(),
+                "db file is flocked by another process, or taking too long"
+            );
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)
+                .map_err(|errno| io(path)(errno.into()))?;
+        }
+        Err(errno) => return Err(io(path)(errno.into())),
+    }
+    Ok(Some(file))
 }
 
 /// Makes a directory, or warns of one that others can read, and sees that it can be written.
@@ -172,13 +202,32 @@ mod tests {
         let (db, snap) = (dir.snap_db(), dir.snap().join("0000000000000001-01.snap"));
         drop(dir);
         drop(DataDir::open(&root).unwrap());
-        for file in [db, snap] {
-            std::fs::write(&file, b"x").unwrap();
-            match DataDir::open(&root) {
-                Err(DataDirError::ForeignEtcd(path)) => assert_eq!(path, file),
-                other => panic!("{other:?}"),
-            }
-            std::fs::remove_file(&file).unwrap();
+        std::fs::write(&snap, b"x").unwrap();
+        match DataDir::open(&root) {
+            Err(DataDirError::ForeignEtcd(path)) => assert_eq!(path, snap),
+            other => panic!("{other:?}"),
         }
+        std::fs::write(&db, b"x").unwrap();
+        assert!(DataDir::open(&root).unwrap().database().is_some());
+        let in_flight = db.with_file_name("0000000000000001.snap.db");
+        std::fs::write(&in_flight, b"x").unwrap();
+        match DataDir::open(&root) {
+            Err(DataDirError::ForeignEtcd(path)) => assert_eq!(path, in_flight),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn waits_for_who_has_the_database() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().to_owned();
+        let db = DataDir::open(&root).unwrap().snap_db();
+        std::fs::write(&db, b"x").unwrap();
+        let held = lock_database(&db).unwrap();
+        let other = std::thread::spawn(move || DataDir::open(&root).unwrap().database().is_some());
+        // It cannot end before the lock is given up.
+        assert!(!other.is_finished());
+        drop(held);
+        assert!(other.join().unwrap());
     }
 }

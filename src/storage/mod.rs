@@ -6,4 +6,5 @@ pub mod bbolt;
 pub mod datadir;
 pub mod engine;
 pub mod image;
+pub mod import;
 pub mod wal;

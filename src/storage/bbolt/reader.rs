@@ -37,6 +37,16 @@ impl Source for File {
     }
 }
 
+impl<S: Source> Source for &S {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        (*self).read_exact_at(buf, offset)
+    }
+
+    fn len(&self) -> std::io::Result<u64> {
+        (*self).len()
+    }
+}
+
 impl Source for Bytes {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);

@@ -4,6 +4,7 @@
 //! Uses: base, mvcc, obs
 
 mod open;
+mod origin;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -380,12 +381,14 @@ impl Drop for Engine {
     }
 }
 
-impl Backend for Engine {
-    fn submit(&self, batch: Batch) {
-        let rows: Vec<(Bytes, Option<Bytes>)> = batch
-            .ops
-            .into_iter()
+impl Engine {
+    /// [`Backend::submit`], with a row of the engine's own.
+    fn submit_with(&self, batch: Batch, private: Option<(Bytes, Bytes)>) {
+        let own = private.map(|(key, value)| (key, Some(value)));
+        let ops = batch.ops.into_iter();
+        let rows: Vec<(Bytes, Option<Bytes>)> = ops
             .map(|(bucket, key, value)| (row_key(bucket as u8, &key), value))
+            .chain(own)
             .collect();
         let row_bytes = rows.iter().map(|(key, value)| {
             ROW_OVERHEAD_BYTES + key.len() + value.as_ref().map_or(0, Bytes::len)
@@ -427,6 +430,12 @@ impl Backend for Engine {
         if queue.batches.len() == 1 || queue.bytes >= WRITE_BATCH_BYTES_MAX {
             shared.work.notify_one();
         }
+    }
+}
+
+impl Backend for Engine {
+    fn submit(&self, batch: Batch) {
+        self.submit_with(batch, None);
     }
 
     fn get(&self, bucket: Bucket, key: &[u8]) -> Result<Option<Bytes>, BackendError> {

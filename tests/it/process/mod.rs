@@ -8,4 +8,5 @@ mod lease;
 mod load;
 mod quota;
 mod refusals;
+mod snapshot;
 mod watch;
