@@ -3,8 +3,10 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"rusd/judge/harness"
@@ -18,7 +20,7 @@ var commands = map[string]struct {
 func main() {
 	if len(os.Args) < 2 || commands[os.Args[1]].run == nil {
 		fmt.Fprintln(os.Stderr, "usage: judge COMMAND [flags]   (judge COMMAND -h lists a command's flags)")
-		for _, n := range []string{"diff", "watch", "authtable", "kill", "mixed", "badinput", "damage", "snapshot"} {
+		for _, n := range slices.Sorted(maps.Keys(commands)) {
 			fmt.Fprintf(os.Stderr, "  %-9s %s\n", n, commands[n].help)
 		}
 		os.Exit(2)

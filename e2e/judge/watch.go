@@ -13,6 +13,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 
 	"rusd/judge/harness"
 )
@@ -21,7 +22,7 @@ func init() {
 	commands["watch"] = struct {
 		run  func([]string) error
 		help string
-	}{runWatch, "one random script of watches to two servers, compared response by response"}
+	}{runWatch, "one random script of watches to two servers, compared revision by revision"}
 }
 
 const (
@@ -473,7 +474,14 @@ func (w *watchRun) compare() error {
 			}
 		}
 		for id, want := range by[0] {
-			got := by[1][id]
+			want, err := byRevision(want)
+			if err != nil {
+				return fmt.Errorf("etcd: %w", err)
+			}
+			got, err := byRevision(by[1][id])
+			if err != nil {
+				return fmt.Errorf("judged: %w", err)
+			}
 			for k := 0; k < len(want) || k < len(got); k++ {
 				if k >= len(want) || k >= len(got) || !same(answer{m: want[k]}, answer{m: got[k]}) {
 					return fmt.Errorf("stream %d, watcher %d, response %d of %d (judged: %d):\n  etcd:   %s\n  judged: %s",
@@ -485,6 +493,40 @@ func (w *watchRun) compare() error {
 		}
 	}
 	return nil
+}
+
+// byRevision takes responses apart so that each piece holds one revision: which revisions share a
+// response, and where a large one is cut into fragments, is a matter of timing. What is not: a
+// revision is never spread over responses, and a header is as new as the events below it.
+func byRevision(rs []*pb.WatchResponse) ([]*pb.WatchResponse, error) {
+	var out []*pb.WatchResponse
+	var last int64
+	whole := true // the last response was not a fragment that goes on
+	for _, r := range rs {
+		if len(r.Events) == 0 {
+			out = append(out, r)
+			continue
+		}
+		for k, e := range r.Events {
+			rev := e.Kv.ModRevision
+			switch {
+			case rev > r.Header.Revision:
+				return nil, fmt.Errorf("revision %d under a header of %d", rev, r.Header.Revision)
+			case rev == last && k == 0 && whole:
+				return nil, fmt.Errorf("watcher %d: revision %d is spread over responses", r.WatchId, rev)
+			case rev == last:
+				piece := out[len(out)-1]
+				piece.Events = append(piece.Events, e)
+				continue
+			}
+			header := *r.Header
+			header.Revision = rev
+			out = append(out, &pb.WatchResponse{Header: &header, WatchId: r.WatchId, Events: []*mvccpb.Event{e}})
+			last = rev
+		}
+		whole = !r.Fragment
+	}
+	return out, nil
 }
 
 func responseAt(rs []*pb.WatchResponse, k int) string {

@@ -67,7 +67,6 @@ struct Session {
     watchers: BTreeMap<i64, Style>,
     /// Events taken from the hub and not yet made into responses.
     items: VecDeque<Item>,
-    items_revision: i64,
     /// Responses ready to go.
     ready: VecDeque<rpc::WatchResponse>,
     progress_look: Interval,
@@ -88,7 +87,6 @@ impl Session {
             creating: VecDeque::new(),
             watchers: BTreeMap::new(),
             items: VecDeque::new(),
-            items_revision: 0,
             ready: VecDeque::new(),
             progress_look,
         }
@@ -183,10 +181,7 @@ impl Session {
                 let response = self.response(revision, id);
                 self.ready.push_back(response);
             }
-            Notice::Events(Delivery { revision, items }) => {
-                self.items_revision = revision;
-                self.items = items.into();
-            }
+            Notice::Events(Delivery { items }) => self.items = items.into(),
         }
     }
 
@@ -197,7 +192,7 @@ impl Session {
     }
 
     async fn respond(&mut self, item: Item) -> Result<(), Status> {
-        let mut response = self.response(self.items_revision, item.id);
+        let mut response = self.response(item.revision, item.id);
         let Some(style) = self.watchers.get_mut(&item.id) else {
             return Ok(());
         };

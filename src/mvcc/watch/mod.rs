@@ -101,8 +101,6 @@ impl Spec {
 /// Events for watchers of one stream.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// The store's revision when it was made; everything in it is at or below.
-    pub revision: i64,
     /// One for each watcher that gets something.
     pub items: Vec<Item>,
 }
@@ -112,8 +110,17 @@ pub struct Delivery {
 pub struct Item {
     /// The watcher.
     pub id: i64,
+    /// The store's revision when it was made; everything in it is at or below.
+    pub revision: i64,
     /// Shared with everyone else who gets them.
     pub events: Vec<Arc<Event>>,
+}
+
+impl Item {
+    fn join(&mut self, later: Item) {
+        self.revision = later.revision;
+        self.events.extend(later.events);
+    }
 }
 
 impl Delivery {
@@ -122,20 +129,19 @@ impl Delivery {
     pub fn join(&mut self, later: Vec<Delivery>) {
         let mut places: Option<BTreeMap<i64, usize>> = None;
         for delivery in later {
-            self.revision = delivery.revision;
             for (at, item) in delivery.items.into_iter().enumerate() {
                 // Most often it is the same watchers that get something, in the same order.
                 if let Some(own) = self.items.get_mut(at)
                     && own.id == item.id
                 {
-                    own.events.extend(item.events);
+                    own.join(item);
                     continue;
                 }
                 let places = places.get_or_insert_with(|| {
                     self.items.iter().enumerate().map(|(at, item)| (item.id, at)).collect()
                 });
                 match places.get(&item.id) {
-                    Some(&own) => self.items[own].events.extend(item.events),
+                    Some(&own) => self.items[own].join(item),
                     None => {
                         places.insert(item.id, self.items.len());
                         self.items.push(item);

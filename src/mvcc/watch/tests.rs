@@ -176,7 +176,7 @@ impl World {
                 let last = client.seen.last().map_or(i64::MIN, |seen| seen.0);
                 assert!(item.events[0].mod_revision > last, "a revision was taken apart");
                 for event in item.events {
-                    assert!(event.mod_revision <= delivery.revision);
+                    assert!(event.mod_revision <= item.revision);
                     client.seen.push((event.mod_revision, event.key.clone(), event.delete));
                 }
             }

@@ -443,8 +443,11 @@ impl Watchers {
         batch: Batch,
         offer: Offer<'_>,
     ) -> bool {
-        let items = batch.into_iter().map(|(slot, events)| Item { id: self.held(slot).id, events });
-        let taken = offer(stream, Delivery { revision, items: items.collect() });
+        let items = batch.into_iter().map(|(slot, events)| {
+            let id = self.held(slot).id;
+            Item { id, revision, events }
+        });
+        let taken = offer(stream, Delivery { items: items.collect() });
         if !taken {
             self.stream(stream).full = true;
         }
