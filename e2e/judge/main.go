@@ -3,10 +3,9 @@ package main
 
 import (
 	"fmt"
-	"maps"
 	"os"
 	"os/signal"
-	"slices"
+	"sort"
 	"syscall"
 
 	"rusd/judge/harness"
@@ -20,7 +19,12 @@ var commands = map[string]struct {
 func main() {
 	if len(os.Args) < 2 || commands[os.Args[1]].run == nil {
 		fmt.Fprintln(os.Stderr, "usage: judge COMMAND [flags]   (judge COMMAND -h lists a command's flags)")
-		for _, n := range slices.Sorted(maps.Keys(commands)) {
+		names := make([]string, 0, len(commands))
+		for n := range commands {
+			names = append(names, n)
+		}
+		sort.Strings(names)
+		for _, n := range names {
 			fmt.Fprintf(os.Stderr, "  %-9s %s\n", n, commands[n].help)
 		}
 		os.Exit(2)
