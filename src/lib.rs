@@ -1,10 +1,11 @@
 //! rusd: an etcd 3.5 drop-in. The layers, from the bottom: `base`, `pb`; the pure core (`raft`,
-//! `mvcc`, `lease`, `cluster`, `apply`); `storage`; `actors`; the edges (`grpc`, `http`,
+//! `mvcc`, `lease`, `auth`, `cluster`, `apply`); `storage`; `actors`; the edges (`grpc`, `http`,
 //! `transport`); `node` and `cli` above them. An import may only point down.
 //! Uses: nothing
 
 pub mod actors;
 pub mod apply;
+pub mod auth;
 pub mod base;
 pub mod cli;
 pub mod cluster;

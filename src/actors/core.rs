@@ -1,11 +1,15 @@
 //! What actors publish and edges read without asking, and the node that edges hold.
 
+use crate::actors::auth::handle::AuthHandle;
+use crate::actors::handle::auth::Authority;
 use crate::actors::handle::watch::Watching;
 use crate::actors::handle::{Answer, Node, RaftStatus};
+use crate::actors::ids::Ids;
 use crate::actors::inbox::{Ask, Inbox, Propose};
 use crate::actors::lease_keeper::{self, LeaseKeeperAddr};
 use crate::actors::watch_hub::WatchHandle;
 use crate::apply::Reply;
+use crate::auth::AuthReader;
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
 use crate::base::ids::{ClusterId, LeaseId, MemberId};
@@ -16,32 +20,10 @@ use crate::pb::etcdserverpb as rpc;
 use crate::raft::driver::Standing;
 use arc_swap::ArcSwap;
 use prost::Message as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
-
-/// Draws ids that no other member and no earlier life of this one draws: member, time, counter
-/// (etcd v3.5.17 `pkg/idutil`).
-#[derive(Debug)]
-pub struct Ids {
-    prefix: u64,
-    suffix: AtomicU64,
-}
-
-impl Ids {
-    /// `unix` is the wall clock at start.
-    pub fn new(member: MemberId, unix: Duration) -> Ids {
-        let millis = unix.as_millis() as u64 & ((1 << 40) - 1);
-        Ids { prefix: (member.0 & 0xffff) << 48, suffix: AtomicU64::new(millis << 8) }
-    }
-
-    /// The next id.
-    pub fn next(&self) -> u64 {
-        let suffix = self.suffix.fetch_add(1, Ordering::Relaxed) + 1;
-        self.prefix | (suffix & ((1 << 48) - 1))
-    }
-}
 
 /// Published state: one writer each, any number of readers.
 pub struct Shared {
@@ -57,6 +39,9 @@ pub struct Shared {
     ticked_at: ArcSwap<Option<Instant>>,
     leader_changed_at: ArcSwap<Option<Instant>>,
     leader_changes: AtomicU64,
+    /// See `actors::auth::shared`.
+    pub(super) auth: OnceLock<AuthReader>,
+    pub(super) auth_changes: watch::Sender<u64>,
     /// Where proposals and read-index requests go.
     pub inbox: Inbox,
 }
@@ -84,6 +69,8 @@ impl Shared {
             ticked_at: ArcSwap::default(),
             leader_changed_at: ArcSwap::default(),
             leader_changes: AtomicU64::new(0),
+            auth: OnceLock::new(),
+            auth_changes: watch::Sender::default(),
             inbox,
         }
     }
@@ -119,6 +106,15 @@ impl Shared {
     /// StoreActor only, before it tells anyone.
     pub fn publish_promoted(&self, term: u64) {
         self.promoted.store(term, Ordering::Release);
+    }
+
+    /// Returns once the entry at `index` is applied.
+    pub async fn wait_applied(&self, index: u64) -> Result<()> {
+        if self.applied_index() >= index {
+            return Ok(());
+        }
+        let mut applied = self.applied.subscribe();
+        applied.wait_for(|applied| *applied >= index).await.map(|_| ()).map_err(|_| Error::Stopped)
     }
 
     /// Index of the newest applied entry.
@@ -171,7 +167,13 @@ impl Shared {
 
     /// Proposes what only the leader of `term` may propose, if this member is that.
     pub fn propose_as_leader(&self, term: u64, requests: Vec<rpc::InternalRaftRequest>) {
-        let payloads = requests.into_iter().map(|request| self.encode(request).1).collect();
+        let payloads = requests
+            .into_iter()
+            .map(|mut request| {
+                self.sign_as_root(&mut request);
+                self.encode(request).1
+            })
+            .collect();
         // As above.
         let _ = self.inbox.ask(Ask::ProposeAsLeader { term, payloads });
     }
@@ -201,6 +203,7 @@ pub struct Core {
     pub lease_keeper: LeaseKeeperAddr,
     pub watch_hub: WatchHandle,
     pub leases: LeaseReader,
+    pub auth: AuthHandle,
     pub forward: Arc<dyn LeaseForward>,
     pub clock: Arc<dyn Clock>,
     pub election_timeout: Duration,
@@ -235,10 +238,15 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
 /// for leases (etcd v3.5.17 `server.go` ensureLeadership).
 const QUIET_TICKS_MAX: u32 = 3;
 
+/// How long a request may take.
+pub fn request_timeout(election_timeout: Duration) -> Duration {
+    REQUEST_TIMEOUT_BASE + 2 * election_timeout
+}
+
 impl Core {
     /// How long a request may take.
     pub fn request_timeout(&self) -> Duration {
-        REQUEST_TIMEOUT_BASE + 2 * self.election_timeout
+        request_timeout(self.election_timeout)
     }
 
     fn timeout_error(&self, started: Instant) -> Error {
@@ -286,14 +294,6 @@ impl Core {
         answer.await.unwrap_or(Err(Error::Stopped))
     }
 
-    async fn wait_applied(&self, index: u64) -> Result<()> {
-        if self.shared.applied_index() >= index {
-            return Ok(());
-        }
-        let mut applied = self.shared.applied.subscribe();
-        applied.wait_for(|applied| *applied >= index).await.map(|_| ()).map_err(|_| Error::Stopped)
-    }
-
     async fn with_timeout<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match tokio::time::timeout(self.request_timeout(), work).await {
             Ok(result) => result,
@@ -316,7 +316,7 @@ impl Core {
         if !standing.is_leader {
             return Err(Error::NotLeader);
         }
-        tokio::time::timeout(APPLY_TIMEOUT, self.wait_applied(standing.committed))
+        tokio::time::timeout(APPLY_TIMEOUT, self.shared.wait_applied(standing.committed))
             .await
             .map_err(|_| Error::TimeoutWaitAppliedIndex)?
     }
@@ -377,7 +377,7 @@ impl Node for Core {
         }
         Box::pin(self.with_timeout(async {
             let index = self.read_index().await?;
-            self.wait_applied(index).await
+            self.shared.wait_applied(index).await
         }))
     }
 
@@ -456,6 +456,10 @@ impl Node for Core {
 
     fn alarms(&self) -> Vec<rpc::AlarmMember> {
         self.shared.alarms.load().as_ref().clone()
+    }
+
+    fn authority(&self) -> Option<&dyn Authority> {
+        Some(&self.auth)
     }
 }
 

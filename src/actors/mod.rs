@@ -3,10 +3,12 @@
 //! (register, apply) and LeaseKeeper (demoted); StoreActor tells RaftActor (applied) and
 //! LeaseKeeper (leases, promoted); LeaseKeeper tells RaftActor (propose as leader); watch streams
 //! ask WatchHub, which tells StoreActor (watch) and is told by it (live, events). Nobody waits.
-//! Uses: apply, base, cluster, lease, mvcc, obs, pb, raft, storage
+//! Uses: apply, auth, base, cluster, lease, mvcc, obs, pb, raft, storage
 
+pub mod auth;
 pub mod core;
 pub mod handle;
+pub mod ids;
 pub mod inbox;
 mod leader_only;
 pub mod lease_keeper;

@@ -1,6 +1,7 @@
 //! StoreActor: the only writer. It applies committed entries in order and answers the proposers:
 //! apply, publish the view, tell the others, reply, tell RaftActor.
 
+use crate::actors::auth::Provider;
 use crate::actors::core::Shared;
 use crate::actors::lease_keeper::{self, LeaseKeeper, LeaseKeeperAddr};
 use crate::actors::no_space::NoSpace;
@@ -125,6 +126,7 @@ pub struct StoreActor {
     machine: Machine,
     members: Members,
     shared: Arc<Shared>,
+    provider: Arc<Provider>,
     pace: Pace,
     raft: Option<Addr<RaftActor>>,
     lease_keeper: Option<LeaseKeeperAddr>,
@@ -148,6 +150,7 @@ impl StoreActor {
         mut machine: Machine,
         members: Members,
         shared: Arc<Shared>,
+        provider: Arc<Provider>,
         pace: Pace,
     ) -> StoreActor {
         machine.want_events(false);
@@ -155,6 +158,7 @@ impl StoreActor {
             machine,
             members,
             shared,
+            provider,
             pace,
             raft: None,
             lease_keeper: None,
@@ -287,6 +291,11 @@ impl StoreActor {
             }
             Effect::CompactionScheduled { .. } => self.compacting = true,
             Effect::Events { revision, events } => self.events.push((revision, events)),
+            // IMPORTANT: before the answer, so that a token is known to whoever has it, and a void
+            // one to nobody.
+            Effect::Tokens(change) => self.provider.change(change, self.pace.clock.now()),
+            // The machine has published the state.
+            Effect::AuthChanged => self.shared.auth_changed(),
             // Lease checkpoints come with the next issue.
             Effect::LeaseCheckpointed { .. } => {}
         }

@@ -10,7 +10,7 @@ use prometheus::Histogram;
 use std::time::{Duration, Instant};
 
 /// What etcd calls the requests that rusd applies (v3.5.17 `etcdserver/apply.go` Apply).
-const OPS: [&str; 11] = [
+const OPS: [&str; 28] = [
     "Range",
     "Put",
     "DeleteRange",
@@ -22,6 +22,24 @@ const OPS: [&str; 11] = [
     "Alarm",
     "ClusterVersionSet",
     "ClusterMemberAttrSet",
+    "Authenticate",
+    "AuthEnable",
+    "AuthDisable",
+    "AuthUserAdd",
+    "AuthUserDelete",
+    "AuthUserChangePassword",
+    "AuthUserGrantRole",
+    "AuthUserGet",
+    "AuthUserRevokeRole",
+    "AuthRoleAdd",
+    "AuthRoleGrantPermission",
+    "AuthRoleGet",
+    "AuthRoleRevokePermission",
+    "AuthRoleDelete",
+    "AuthUserList",
+    "AuthRoleList",
+    // etcd has no name for this one.
+    "unknown",
 ];
 
 /// Place in [`OPS`]; none for what has no name there.
@@ -38,6 +56,23 @@ fn op(request: &rpc::InternalRaftRequest) -> Option<usize> {
         request.alarm.is_some(),
         request.cluster_version_set.is_some(),
         request.cluster_member_attr_set.is_some(),
+        request.authenticate.is_some(),
+        request.auth_enable.is_some(),
+        request.auth_disable.is_some(),
+        request.auth_user_add.is_some(),
+        request.auth_user_delete.is_some(),
+        request.auth_user_change_password.is_some(),
+        request.auth_user_grant_role.is_some(),
+        request.auth_user_get.is_some(),
+        request.auth_user_revoke_role.is_some(),
+        request.auth_role_add.is_some(),
+        request.auth_role_grant_permission.is_some(),
+        request.auth_role_get.is_some(),
+        request.auth_role_revoke_permission.is_some(),
+        request.auth_role_delete.is_some(),
+        request.auth_user_list.is_some(),
+        request.auth_role_list.is_some(),
+        request.auth_status.is_some(),
     ]
     .iter()
     .position(|set| *set)

@@ -4,6 +4,7 @@ use super::alarm::Alarms;
 use super::quota::{Quota, QuotaReader};
 use super::size::Size;
 use super::{Applied, Effect, Event, Reply, check};
+use crate::auth::{AuthReader, AuthStore};
 use crate::base::error::Error;
 use crate::lease::{LeaseReader, LeaseTable};
 use crate::mvcc::backend::{Backend, BackendError, Batch, Bucket, Op};
@@ -41,6 +42,7 @@ pub struct Machine {
     pub(super) store: Store,
     pub(super) leases: LeaseTable,
     pub(super) alarms: Alarms,
+    pub(super) auth: AuthStore,
     pub(super) quota: Quota,
     size: Size,
     /// Rows outside bucket Key that the entry changes.
@@ -91,6 +93,7 @@ impl Machine {
         let alarms = Alarms::open(&*backend)?;
         let position = backend.position();
         found_auth(&*backend, store.revision())?;
+        let auth = AuthStore::open(&*backend)?;
         let size = Size::open(&*backend, store.key_cost())?;
         store.publish_size(size.on_disk(), size.in_use());
         Ok(Self {
@@ -98,6 +101,7 @@ impl Machine {
             store,
             leases,
             alarms,
+            auth,
             quota: Quota::new(options.quota_bytes),
             ops: Vec::new(),
             effects: Vec::new(),
@@ -135,6 +139,11 @@ impl Machine {
         self.leases.reader()
     }
 
+    /// A handle for questions about users and permissions.
+    pub fn auth_reader(&self) -> AuthReader {
+        self.auth.reader()
+    }
+
     /// A handle for checks of the space quota.
     pub fn quota_reader(&self) -> QuotaReader {
         self.quota.reader(self.store.reader())
@@ -169,8 +178,9 @@ impl Machine {
         if index <= self.position.0 {
             return Applied { result: Ok(Reply::Empty), effects: Vec::new() };
         }
-        let answer = match check::gate(&self.alarms, request) {
-            Ok(()) => self.dispatch(request),
+        let allowed = check::gate(&self.alarms, request).and_then(|()| self.permit(request));
+        let answer = match allowed {
+            Ok(()) => self.dispatch(index, request),
             Err(error) => Err(ReadError::Refused(error)),
         };
         let result = match answer {
@@ -268,6 +278,9 @@ impl Machine {
         if !changes.is_empty() {
             self.store.publish();
         }
+        if self.effects.contains(&Effect::AuthChanged) {
+            self.auth.publish();
+        }
         changes
     }
 
@@ -294,7 +307,11 @@ impl Machine {
         self.submit_ops(Vec::new());
     }
 
-    fn dispatch(&mut self, request: &rpc::InternalRaftRequest) -> Result<Reply, ReadError> {
+    fn dispatch(
+        &mut self,
+        index: u64,
+        request: &rpc::InternalRaftRequest,
+    ) -> Result<Reply, ReadError> {
         if let Some(r) = &request.put {
             let full = !self.quota.fits(self.size.on_disk(), check::put_cost(r));
             let reply = Reply::Put(self.put(r, false)?);
@@ -322,11 +339,9 @@ impl Machine {
             Ok(Reply::LeaseCheckpoint(self.lease_checkpoint(r)))
         } else if let Some(r) = &request.alarm {
             Ok(Reply::Alarm(self.alarm(r)))
-        } else if check::is_other(request) {
-            Err(ReadError::Refused(Error::NotImplemented))
         } else {
             self.ops.extend(super::cluster::v3_rows(request));
-            Ok(Reply::Empty)
+            self.apply_auth(index, request).unwrap_or(Ok(Reply::Empty))
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The replicated machine: a committed entry in, a reply and effects out. Deterministic: the same
 //! entries give the same state on every member.
-//! Uses: base, cluster, lease, mvcc, pb
+//! Uses: auth, base, cluster, lease, mvcc, pb
 
 use crate::base::error::Result;
 use crate::base::ids::LeaseId;
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 mod alarm;
+mod auth;
 mod check;
 mod cluster;
 mod compact;
@@ -23,6 +24,7 @@ mod size;
 mod tests;
 mod txn;
 
+pub use auth::{AuthReply, TokenChange, permit_lease, permit_txn};
 pub use check::{LEASE_COST, put_cost, txn_cost};
 pub use cluster::{conf_change_rows, v2_rows, v3_rows};
 pub use machine::{Machine, Options, Row};
@@ -42,6 +44,7 @@ pub enum Reply {
     LeaseRevoke(rpc::LeaseRevokeResponse),
     LeaseCheckpoint(rpc::LeaseCheckpointResponse),
     Alarm(rpc::AlarmResponse),
+    Auth(AuthReply),
     /// An entry that has nothing to say: attributes, cluster version, an empty entry.
     Empty,
 }
@@ -59,6 +62,7 @@ impl Reply {
             Reply::LeaseRevoke(response) => response.encoded_len(),
             Reply::LeaseCheckpoint(response) => response.encoded_len(),
             Reply::Alarm(response) => response.encoded_len(),
+            Reply::Auth(reply) => reply.encoded_len(),
             Reply::Empty => 0,
         }
     }
@@ -92,6 +96,10 @@ pub enum Effect {
     CompactionScheduled { revision: i64 },
     /// An alarm was raised or cleared.
     AlarmsChanged,
+    /// Users, roles or whether authentication is enabled changed.
+    AuthChanged,
+    /// Tokens came or went.
+    Tokens(TokenChange),
 }
 
 /// What applying one entry gave.

@@ -80,6 +80,9 @@ errors! {
     CanceledByClient,
     DeadlineExceeded,
     NotImplemented,
+    NoPasswordUser,
+    PasswordTooLong,
+    VerifyOnlyKey,
 }
 
 /// Result with etcd's errors.

@@ -16,6 +16,10 @@ pub const COMPACT_STEP: &str = "compact-step";
 pub const LEASE_LOOK: &str = "lease-look";
 /// LeaseKeeper has found expired leases and is about to propose their revokes.
 pub const LEASE_REVOKE: &str = "lease-revoke";
+/// AuthActor is about to remove tokens that are over.
+pub const AUTH_SWEEP: &str = "auth-sweep";
+/// AuthActor is about to hand on work on a password.
+pub const AUTH_WORK: &str = "auth-work";
 /// WatchHub is about to hand on events.
 pub const WATCH_EVENTS: &str = "watch-events";
 /// The WAL is about to write records; an error is the write's.
@@ -34,6 +38,8 @@ pub const ALL: &[&str] = &[
     COMPACT_STEP,
     LEASE_LOOK,
     LEASE_REVOKE,
+    AUTH_SWEEP,
+    AUTH_WORK,
     WATCH_EVENTS,
     WAL_WRITE,
     WAL_WRITTEN,

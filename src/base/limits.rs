@@ -58,3 +58,14 @@ pub const WATCH_JOIN_BYTES_MAX: usize = 256 * 1024;
 /// Requests of one watch stream on their way to the hub and back (etcd v3.5.17 ctrlStreamBufLen
 /// holds 16 answers).
 pub const WATCH_REQUESTS_MAX: usize = 64;
+/// Simple tokens that are remembered; beyond it those go that would expire first. Each login makes
+/// one, and a login costs a password's hash, so that only a low cost gets there.
+pub const TOKENS_MAX: usize = 1 << 20;
+/// Passwords that wait to be hashed; beyond it logins are refused with "too many requests".
+pub const PASSWORD_WORK_MAX: usize = 1024;
+/// JSON web tokens whose signature need not be checked again.
+pub const JWT_CACHED_MAX: usize = 4096;
+/// Bytes of the longest token that is kept for that.
+pub const JWT_CACHED_BYTES_MAX: usize = 4096;
+/// Bytes of a user's or role's name: bbolt's longest key, so that the row fits into etcd's file.
+pub const AUTH_NAME_BYTES_MAX: usize = 32_768;

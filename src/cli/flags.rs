@@ -113,7 +113,6 @@ const CHECKPOINTS: Effect = Effect::Later("there is no bbolt file to commit to")
 const DEFRAG: Effect = Effect::Later("nothing is defragmented");
 const COMPACTOR: Effect = Effect::Later("there is no auto compaction");
 const CORRUPTION: Effect = Effect::Later("there is no corruption check");
-const TOKENS: Effect = Effect::Later("auth cannot be enabled");
 const LEASE_CHECKPOINTS: Effect = Effect::Later("lease checkpoints are not proposed");
 const MEMBERSHIP: Effect = Effect::Later("members cannot be added or removed");
 const DOWNGRADE: Effect = Effect::Later("there is no downgrade");
@@ -235,9 +234,9 @@ pub const FLAGS: &[Flag] = &[
     f(SECURITY, "tls-min-version", Text, "TLS1.2", W, "Lowest TLS version: TLS1.2 or TLS1.3."),
     f(SECURITY, "tls-max-version", Text, "", W, "Highest TLS version: TLS1.2 or TLS1.3 (the newest if empty)."),
 
-    f(AUTH, "auth-token", Text, "simple", TOKENS, "Kind of auth tokens, simple or jwt, with its options."),
-    f(AUTH, "bcrypt-cost", Uint, "10", TOKENS, "Cost of hashing a password, 4 to 31."),
-    f(AUTH, "auth-token-ttl", Uint, "300", TOKENS, "Seconds that a token lives."),
+    f(AUTH, "auth-token", Text, "simple", W, "Kind of auth tokens, simple or jwt, with its options."),
+    f(AUTH, "bcrypt-cost", Uint, "10", W, "Cost of hashing a password, 4 to 31."),
+    f(AUTH, "auth-token-ttl", Uint, "300", W, "Seconds that a token lives."),
 
     f(MONITORING, "enable-pprof", Bool, "false", NO_PPROF, "Serve runtime profiles under /debug/pprof/."),
     f(MONITORING, "metrics", Text, "basic", CALL_TIMES, "Detail of the metrics: basic, or extensive with latency histograms."),

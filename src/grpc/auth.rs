@@ -1,141 +1,228 @@
-//! The Auth service while authentication cannot be enabled.
+//! The Auth service: logins, and requests about users and roles, which go through the log.
 
-use super::edge::Edge;
+use super::edge::{Edge, unexpected};
 use super::status;
+use crate::actors::handle::auth::{Authority, Credentials};
+use crate::apply::{AuthReply, Reply};
 use crate::base::error::Error;
 use crate::pb::etcdserverpb as rpc;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
-/// Revision of an auth store that was never changed.
-const AUTH_REVISION_INITIAL: u64 = 1;
-
 /// Auth over the node.
 pub struct Service(pub Arc<Edge>);
+
+/// A request that goes through the log as it is, and its answer.
+macro_rules! through_the_log {
+    ($service:expr, $request:expr, $field:ident, $reply:ident) => {{
+        let credentials = $service.0.credentials(&$request);
+        let entry = rpc::InternalRaftRequest {
+            $field: Some($request.into_inner()),
+            ..rpc::InternalRaftRequest::default()
+        };
+        match $service.propose(&credentials, entry).await? {
+            AuthReply::$reply(mut response) => {
+                $service.0.fill(&mut response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(unexpected(&Reply::Auth(other))),
+        }
+    }};
+}
+
+impl Service {
+    async fn propose(
+        &self,
+        credentials: &Credentials,
+        entry: rpc::InternalRaftRequest,
+    ) -> Result<AuthReply, Status> {
+        match self.0.propose_as(credentials, entry).await? {
+            Reply::Auth(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn authority(&self) -> Result<&dyn Authority, Status> {
+        self.0.node.authority().ok_or_else(|| status::of(Error::AuthNotEnabled))
+    }
+
+    /// A log entry never holds a password in clear.
+    async fn hash(&self, password: &mut String) -> Result<String, Status> {
+        let password = std::mem::take(password);
+        self.authority()?.hash_password(password).await.map_err(status::of)
+    }
+
+    /// Checks the password and has the login logged, until nothing about users changes in between.
+    async fn log_in(
+        &self,
+        request: &rpc::AuthenticateRequest,
+    ) -> Result<rpc::AuthenticateResponse, Status> {
+        let authority = self.authority()?;
+        loop {
+            let checked = authority.check_password(&request.name, request.password.clone());
+            let checked_revision = checked.await.map_err(|error| {
+                if error != Error::AuthNotEnabled {
+                    tracing::warn!(user = %request.name, "invalid authentication was requested");
+                }
+                status::of(error)
+            })?;
+            let authenticate = rpc::InternalAuthenticateRequest {
+                name: request.name.clone(),
+                simple_token: authority.token_seed().map_err(status::of)?,
+                ..rpc::InternalAuthenticateRequest::default()
+            };
+            let entry = rpc::InternalRaftRequest {
+                authenticate: Some(authenticate),
+                ..rpc::InternalRaftRequest::default()
+            };
+            let (mut response, revision) =
+                match self.propose(&Credentials::default(), entry).await? {
+                    AuthReply::Authenticate { response, revision } => (response, revision),
+                    other => return Err(unexpected(&Reply::Auth(other))),
+                };
+            let signed = authority.sign(&request.name, revision).await.map_err(status::of)?;
+            if let Some(token) = signed {
+                response.token = token;
+            }
+            if authority.view().revision() == checked_revision {
+                return Ok(response);
+            }
+            tracing::info!("revision when password checked became stale; retrying");
+        }
+    }
+}
 
 #[tonic::async_trait]
 impl rpc::auth_server::Auth for Service {
     async fn auth_status(
         &self,
-        _: Request<rpc::AuthStatusRequest>,
+        request: Request<rpc::AuthStatusRequest>,
     ) -> Result<Response<rpc::AuthStatusResponse>, Status> {
-        Ok(Response::new(rpc::AuthStatusResponse {
-            header: self.0.header(),
-            enabled: false,
-            auth_revision: AUTH_REVISION_INITIAL,
-        }))
+        through_the_log!(self, request, auth_status, Status)
     }
 
     async fn authenticate(
         &self,
-        _: Request<rpc::AuthenticateRequest>,
+        request: Request<rpc::AuthenticateRequest>,
     ) -> Result<Response<rpc::AuthenticateResponse>, Status> {
         self.0.node.linearizable_read_notify().await.map_err(status::of)?;
-        Err(status::of(Error::AuthNotEnabled))
+        let mut response = self.log_in(request.get_ref()).await?;
+        self.0.fill(&mut response.header);
+        Ok(Response::new(response))
     }
 
     async fn auth_enable(
         &self,
-        _: Request<rpc::AuthEnableRequest>,
+        request: Request<rpc::AuthEnableRequest>,
     ) -> Result<Response<rpc::AuthEnableResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_enable, Enable)
     }
 
     async fn auth_disable(
         &self,
-        _: Request<rpc::AuthDisableRequest>,
+        request: Request<rpc::AuthDisableRequest>,
     ) -> Result<Response<rpc::AuthDisableResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_disable, Disable)
     }
 
     async fn user_add(
         &self,
-        _: Request<rpc::AuthUserAddRequest>,
+        mut request: Request<rpc::AuthUserAddRequest>,
     ) -> Result<Response<rpc::AuthUserAddResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        let user = request.get_mut();
+        if user.options.is_some_and(|options| options.no_password) {
+            user.password.clear();
+        } else {
+            user.hashed_password = self.hash(&mut user.password).await?;
+        }
+        through_the_log!(self, request, auth_user_add, UserAdd)
     }
 
     async fn user_get(
         &self,
-        _: Request<rpc::AuthUserGetRequest>,
+        request: Request<rpc::AuthUserGetRequest>,
     ) -> Result<Response<rpc::AuthUserGetResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_user_get, UserGet)
     }
 
     async fn user_list(
         &self,
-        _: Request<rpc::AuthUserListRequest>,
+        request: Request<rpc::AuthUserListRequest>,
     ) -> Result<Response<rpc::AuthUserListResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_user_list, UserList)
     }
 
     async fn user_delete(
         &self,
-        _: Request<rpc::AuthUserDeleteRequest>,
+        request: Request<rpc::AuthUserDeleteRequest>,
     ) -> Result<Response<rpc::AuthUserDeleteResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_user_delete, UserDelete)
     }
 
     async fn user_change_password(
         &self,
-        _: Request<rpc::AuthUserChangePasswordRequest>,
+        mut request: Request<rpc::AuthUserChangePasswordRequest>,
     ) -> Result<Response<rpc::AuthUserChangePasswordResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        let user = request.get_mut();
+        if !user.password.is_empty() {
+            user.hashed_password = self.hash(&mut user.password).await?;
+        }
+        through_the_log!(self, request, auth_user_change_password, UserChangePassword)
     }
 
     async fn user_grant_role(
         &self,
-        _: Request<rpc::AuthUserGrantRoleRequest>,
+        request: Request<rpc::AuthUserGrantRoleRequest>,
     ) -> Result<Response<rpc::AuthUserGrantRoleResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_user_grant_role, UserGrantRole)
     }
 
     async fn user_revoke_role(
         &self,
-        _: Request<rpc::AuthUserRevokeRoleRequest>,
+        request: Request<rpc::AuthUserRevokeRoleRequest>,
     ) -> Result<Response<rpc::AuthUserRevokeRoleResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_user_revoke_role, UserRevokeRole)
     }
 
     async fn role_add(
         &self,
-        _: Request<rpc::AuthRoleAddRequest>,
+        request: Request<rpc::AuthRoleAddRequest>,
     ) -> Result<Response<rpc::AuthRoleAddResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_role_add, RoleAdd)
     }
 
     async fn role_get(
         &self,
-        _: Request<rpc::AuthRoleGetRequest>,
+        request: Request<rpc::AuthRoleGetRequest>,
     ) -> Result<Response<rpc::AuthRoleGetResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_role_get, RoleGet)
     }
 
     async fn role_list(
         &self,
-        _: Request<rpc::AuthRoleListRequest>,
+        request: Request<rpc::AuthRoleListRequest>,
     ) -> Result<Response<rpc::AuthRoleListResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_role_list, RoleList)
     }
 
     async fn role_delete(
         &self,
-        _: Request<rpc::AuthRoleDeleteRequest>,
+        request: Request<rpc::AuthRoleDeleteRequest>,
     ) -> Result<Response<rpc::AuthRoleDeleteResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_role_delete, RoleDelete)
     }
 
     async fn role_grant_permission(
         &self,
-        _: Request<rpc::AuthRoleGrantPermissionRequest>,
+        request: Request<rpc::AuthRoleGrantPermissionRequest>,
     ) -> Result<Response<rpc::AuthRoleGrantPermissionResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_role_grant_permission, RoleGrantPermission)
     }
 
     async fn role_revoke_permission(
         &self,
-        _: Request<rpc::AuthRoleRevokePermissionRequest>,
+        request: Request<rpc::AuthRoleRevokePermissionRequest>,
     ) -> Result<Response<rpc::AuthRoleRevokePermissionResponse>, Status> {
-        Err(status::of(Error::NotImplemented))
+        through_the_log!(self, request, auth_role_revoke_permission, RoleRevokePermission)
     }
 }

@@ -14,22 +14,25 @@ pub struct Service(pub Arc<Edge>);
 impl rpc::cluster_server::Cluster for Service {
     async fn member_add(
         &self,
-        _: Request<rpc::MemberAddRequest>,
+        request: Request<rpc::MemberAddRequest>,
     ) -> Result<Response<rpc::MemberAddResponse>, Status> {
+        self.root_only(&request).await?;
         Err(status::of(Error::NotImplemented))
     }
 
     async fn member_remove(
         &self,
-        _: Request<rpc::MemberRemoveRequest>,
+        request: Request<rpc::MemberRemoveRequest>,
     ) -> Result<Response<rpc::MemberRemoveResponse>, Status> {
+        self.root_only(&request).await?;
         Err(status::of(Error::NotImplemented))
     }
 
     async fn member_update(
         &self,
-        _: Request<rpc::MemberUpdateRequest>,
+        request: Request<rpc::MemberUpdateRequest>,
     ) -> Result<Response<rpc::MemberUpdateResponse>, Status> {
+        self.root_only(&request).await?;
         Err(status::of(Error::NotImplemented))
     }
 
@@ -37,17 +40,26 @@ impl rpc::cluster_server::Cluster for Service {
         &self,
         request: Request<rpc::MemberListRequest>,
     ) -> Result<Response<rpc::MemberListResponse>, Status> {
+        let credentials = self.0.credentials(&request);
         if request.into_inner().linearizable {
             self.0.node.linearizable_read_notify().await.map_err(status::of)?;
         }
+        self.0.require_user(&credentials).await.map_err(status::of)?;
         let header = self.0.header_without_revision();
         Ok(Response::new(rpc::MemberListResponse { header, members: self.0.node.members() }))
     }
 
     async fn member_promote(
         &self,
-        _: Request<rpc::MemberPromoteRequest>,
+        request: Request<rpc::MemberPromoteRequest>,
     ) -> Result<Response<rpc::MemberPromoteResponse>, Status> {
+        self.root_only(&request).await?;
         Err(status::of(Error::NotImplemented))
+    }
+}
+
+impl Service {
+    async fn root_only<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.0.require_admin(&self.0.credentials(request)).await.map_err(status::of)
     }
 }

@@ -2,7 +2,9 @@
 
 use super::edge::{Edge, Reads, unexpected};
 use super::{status, validate};
+use crate::actors::handle::auth::Authority;
 use crate::apply::{self, Reply, describe};
+use crate::auth::{Access, Caller, State};
 use crate::base::clock::{Clock as _, SystemClock};
 use crate::base::error::{Error, Result};
 use crate::obs::metrics::metrics;
@@ -26,6 +28,7 @@ impl rpc::kv_server::Kv for Service {
         &self,
         request: Request<rpc::RangeRequest>,
     ) -> std::result::Result<Response<rpc::RangeResponse>, Status> {
+        let credentials = self.0.credentials(&request);
         let request = request.into_inner();
         if self.0.node.raft_status().is_learner && !request.serializable {
             return Err(status::of(Error::NotSupportedForLearner));
@@ -38,7 +41,11 @@ impl rpc::kv_server::Kv for Service {
         let large = is_large(&request);
         let request = Arc::new(request);
         let asked = request.clone();
-        let answer = self.read(large, move |reads| reads.range(&asked)).await;
+        let read = self.read(large, move |reads| reads.range(&asked));
+        let check = |_: &dyn Authority, auth: &State, caller: &Caller<'_>| {
+            auth.permit(caller, Access::Read, &request.key, &request.range_end)
+        };
+        let answer = self.0.read_as(&credentials, check, read).await;
         slow.end(
             "read-only range ",
             || describe::range(&request),
@@ -60,11 +67,12 @@ impl rpc::kv_server::Kv for Service {
         &self,
         request: Request<rpc::PutRequest>,
     ) -> std::result::Result<Response<rpc::PutResponse>, Status> {
+        let credentials = self.0.credentials(&request);
         let request = request.into_inner();
         self.0.check_quota(apply::put_cost(&request)).await?;
         validate::put(&request).map_err(status::of)?;
         let request = rpc::InternalRaftRequest { put: Some(request), ..Default::default() };
-        match self.0.propose(request).await? {
+        match self.0.propose_as(&credentials, request).await? {
             Reply::Put(mut response) => {
                 self.0.fill(&mut response.header);
                 Ok(Response::new(response))
@@ -77,11 +85,12 @@ impl rpc::kv_server::Kv for Service {
         &self,
         request: Request<rpc::DeleteRangeRequest>,
     ) -> std::result::Result<Response<rpc::DeleteRangeResponse>, Status> {
+        let credentials = self.0.credentials(&request);
         let request = request.into_inner();
         validate::delete_range(&request).map_err(status::of)?;
         let request =
             rpc::InternalRaftRequest { delete_range: Some(request), ..Default::default() };
-        match self.0.propose(request).await? {
+        match self.0.propose_as(&credentials, request).await? {
             Reply::DeleteRange(mut response) => {
                 self.0.fill(&mut response.header);
                 Ok(Response::new(response))
@@ -94,6 +103,7 @@ impl rpc::kv_server::Kv for Service {
         &self,
         request: Request<rpc::TxnRequest>,
     ) -> std::result::Result<Response<rpc::TxnResponse>, Status> {
+        let credentials = self.0.credentials(&request);
         let request = request.into_inner();
         self.0.check_quota(apply::txn_cost(&request)).await?;
         validate::txn(&request, self.0.options.max_txn_ops).map_err(status::of)?;
@@ -105,7 +115,11 @@ impl rpc::kv_server::Kv for Service {
             let large = is_large_txn(&request);
             let request = Arc::new(request);
             let asked = request.clone();
-            let answer = self.read(large, move |reads| reads.txn_readonly(&asked)).await;
+            let read = self.read(large, move |reads| reads.txn_readonly(&asked));
+            let check = |authority: &dyn Authority, auth: &State, caller: &Caller<'_>| {
+                apply::permit_txn(auth, authority.leases(), caller, &request)
+            };
+            let answer = self.0.read_as(&credentials, check, read).await;
             slow.end(
                 "read-only txn ",
                 || describe::txn(&request),
@@ -121,7 +135,7 @@ impl rpc::kv_server::Kv for Service {
             answer?
         } else {
             let request = rpc::InternalRaftRequest { txn: Some(request), ..Default::default() };
-            match self.0.propose(request).await? {
+            match self.0.propose_as(&credentials, request).await? {
                 Reply::Txn(response) => response,
                 other => return Err(unexpected(&other)),
             }
@@ -134,9 +148,11 @@ impl rpc::kv_server::Kv for Service {
         &self,
         request: Request<rpc::CompactionRequest>,
     ) -> std::result::Result<Response<rpc::CompactionResponse>, Status> {
+        let credentials = self.0.credentials(&request);
+        self.0.require_admin(&credentials).await.map_err(status::of)?;
         let request = request.into_inner();
         let request = rpc::InternalRaftRequest { compaction: Some(request), ..Default::default() };
-        match self.0.propose(request).await? {
+        match self.0.propose_as(&credentials, request).await? {
             // etcd answers with the revision after the compaction, not with the entry's.
             Reply::Compaction(_) => {
                 Ok(Response::new(rpc::CompactionResponse { header: self.0.header() }))

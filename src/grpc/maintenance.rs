@@ -19,9 +19,16 @@ impl rpc::maintenance_server::Maintenance for Service {
         &self,
         request: Request<rpc::AlarmRequest>,
     ) -> Result<Response<rpc::AlarmResponse>, Status> {
+        let credentials = self.0.credentials(&request);
         let request = request.into_inner();
+        let allowed = if request.action == rpc::alarm_request::AlarmAction::Get as i32 {
+            self.0.require_user(&credentials).await
+        } else {
+            self.0.require_admin(&credentials).await
+        };
+        allowed.map_err(status::of)?;
         let request = rpc::InternalRaftRequest { alarm: Some(request), ..Default::default() };
-        match self.0.propose(request).await? {
+        match self.0.propose_as(&credentials, request).await? {
             Reply::Alarm(mut response) => {
                 self.0.fill(&mut response.header);
                 Ok(Response::new(response))
@@ -56,15 +63,17 @@ impl rpc::maintenance_server::Maintenance for Service {
 
     async fn defragment(
         &self,
-        _: Request<rpc::DefragmentRequest>,
+        request: Request<rpc::DefragmentRequest>,
     ) -> Result<Response<rpc::DefragmentResponse>, Status> {
+        self.root_only(&request).await?;
         Err(status::of(Error::NotImplemented))
     }
 
     async fn hash(
         &self,
-        _: Request<rpc::HashRequest>,
+        request: Request<rpc::HashRequest>,
     ) -> Result<Response<rpc::HashResponse>, Status> {
+        self.root_only(&request).await?;
         let hash = self.blocking(|edge| edge.reads.hash()).await?;
         Ok(Response::new(rpc::HashResponse { header: self.0.header(), hash }))
     }
@@ -73,6 +82,7 @@ impl rpc::maintenance_server::Maintenance for Service {
         &self,
         request: Request<rpc::HashKvRequest>,
     ) -> Result<Response<rpc::HashKvResponse>, Status> {
+        self.root_only(&request).await?;
         let asked = request.into_inner().revision;
         let (hash, revision, compact_revision) =
             self.blocking(move |edge| edge.reads.hash_kv(asked)).await?;
@@ -85,28 +95,37 @@ impl rpc::maintenance_server::Maintenance for Service {
 
     async fn snapshot(
         &self,
-        _: Request<rpc::SnapshotRequest>,
+        request: Request<rpc::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.root_only(&request).await?;
         let reads = self.0.reads.clone();
         Ok(Response::new(Box::pin(snapshot::messages(move || reads.image()))))
     }
 
     async fn move_leader(
         &self,
-        _: Request<rpc::MoveLeaderRequest>,
+        request: Request<rpc::MoveLeaderRequest>,
     ) -> Result<Response<rpc::MoveLeaderResponse>, Status> {
+        self.0.require_admin(&self.0.credentials(&request)).await.map_err(status::of)?;
         Err(status::of(Error::NotImplemented))
     }
 
     async fn downgrade(
         &self,
-        _: Request<rpc::DowngradeRequest>,
+        request: Request<rpc::DowngradeRequest>,
     ) -> Result<Response<rpc::DowngradeResponse>, Status> {
+        self.0.require_admin(&self.0.credentials(&request)).await.map_err(status::of)?;
         Err(status::of(Error::NotImplemented))
     }
 }
 
 impl Service {
+    /// Refuses everyone but root with etcd's untranslated errors.
+    async fn root_only<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let allowed = self.0.require_admin(&self.0.credentials(request)).await;
+        allowed.map_err(status::untranslated)
+    }
+
     /// Hashes read the whole store: they run on a blocking thread.
     async fn blocking<T: Send + 'static>(
         &self,

@@ -1,7 +1,8 @@
 //! The gRPC edge: etcd's client services over a `Node` and a reader. It checks requests, asks the
 //! node or the reader, and fills in headers; it holds no state of its own.
-//! Uses: actors (handle), apply, base, mvcc (watch), obs (metrics), pb
+//! Uses: actors (handle), apply, auth, base, mvcc (watch), obs (metrics), pb, transport (listen)
 
+pub mod access;
 pub mod auth;
 pub mod calls;
 pub mod cluster;

@@ -111,6 +111,11 @@ pub fn code_and_text(error: Error) -> (Code, &'static str) {
         Error::CanceledByClient => (Cancelled, "context canceled"),
         Error::DeadlineExceeded => (DeadlineExceeded, "context deadline exceeded"),
         Error::NotImplemented => (Unimplemented, "etcdserver: not implemented"),
+        Error::NoPasswordUser => {
+            (Unknown, "auth: authentication failed, password was given for no password user")
+        }
+        Error::PasswordTooLong => (Unknown, "bcrypt: password length exceeds 72 bytes"),
+        Error::VerifyOnlyKey => (Unknown, "auth: token signing attempted with verify-only key"),
     }
 }
 
@@ -120,6 +125,29 @@ pub fn watch_refusal(refusal: Refusal) -> &'static str {
         Refusal::EmptyRange => "mvcc: watcher range is empty",
         Refusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
     }
+}
+
+/// A refusal as etcd's Maintenance service lets it out, untranslated (v3.5.17
+/// `v3rpc/maintenance.go` isAuthenticated).
+pub fn untranslated(refusal: Error) -> Status {
+    let text = match refusal {
+        Error::UserEmpty => "auth: user name is empty",
+        Error::UserNotFound => "auth: user not found",
+        Error::PermissionDenied => "auth: permission denied",
+        Error::InvalidAuthToken => "auth: invalid auth token",
+        other => return of(other),
+    };
+    Status::new(Code::Unknown, text)
+}
+
+/// Why a watcher may not be made, or not go on, as its client reads it.
+pub fn watch_denial(refusal: Error) -> String {
+    let refusal = match refusal {
+        Error::InvalidAuthToken | Error::AuthOldRevision | Error::UserEmpty => refusal,
+        _ => Error::PermissionDenied,
+    };
+    let (code, text) = code_and_text(refusal);
+    format!("rpc error: code = {code:?} desc = {text}")
 }
 
 /// The status for an error.

@@ -3,7 +3,7 @@
 use super::testing::{FakeNode, FakeReads, Notes, QUOTA, options};
 use super::{Services, status};
 use crate::actors::watch_hub::tests::{World, compaction};
-use crate::apply::Reply;
+use crate::apply::{AuthReply, Reply};
 use crate::base::error::Error;
 use crate::base::ids::MemberId;
 use crate::pb::{etcdserverpb as rpc, health as healthpb, mvccpb};
@@ -235,8 +235,11 @@ async fn status_members_auth_and_health() {
     assert_eq!((listed.members[0].id, listed.header.unwrap().revision), (0x11, 0));
 
     let mut auth = AuthClient::new(server.channel.clone());
+    let told = rpc::AuthStatusResponse { auth_revision: 1, ..Default::default() };
+    *server.node.reply.lock() = Some(Ok(Reply::Auth(AuthReply::Status(told))));
     let answer = auth.auth_status(rpc::AuthStatusRequest {}).await.unwrap().into_inner();
     assert_eq!((answer.enabled, answer.auth_revision), (false, 1));
+    assert_eq!(answer.header.unwrap().revision, 7);
     let login = rpc::AuthenticateRequest { name: "root".into(), password: "p".into() };
     assert_status(auth.authenticate(login).await, Error::AuthNotEnabled);
 

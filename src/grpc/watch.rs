@@ -2,7 +2,9 @@
 
 use super::edge::Edge;
 use super::status;
+use crate::actors::handle::auth::{Authority, Credentials, Identity};
 use crate::actors::handle::watch::{EVERY_WATCHER, Notice, Watching};
+use crate::auth::{Access, Caller};
 use crate::base::error::Error;
 use crate::base::limits::WATCH_REQUESTS_MAX;
 use crate::mvcc::watch::{Delivery, Event, Item, Spec};
@@ -12,13 +14,16 @@ use futures_util::{Stream, stream};
 use prost::Message as _;
 use rpc::watch_create_request::FilterType;
 use rpc::watch_request::RequestUnion;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 use tonic::{Request, Response, Status, Streaming};
 
+/// The smallest key, which an empty one stands for.
+const FIRST_KEY: Bytes = Bytes::from_static(b"\0");
 /// The id in an answer that is for no watcher.
 const NO_WATCHER: i64 = -1;
 /// Previous rows looked up in one response without leaving the thread that serves the stream.
@@ -37,7 +42,8 @@ impl rpc::watch_server::Watch for Service {
         &self,
         request: Request<Streaming<rpc::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let session = Session::new(self.0.clone(), request.into_inner());
+        let credentials = self.0.credentials_kept(&request);
+        let session = Session::new(self.0.clone(), credentials, request.into_inner());
         let responses = stream::try_unfold(session, async |mut session| {
             let response = session.next().await?;
             Ok(Some((response, session)))
@@ -46,12 +52,25 @@ impl rpc::watch_server::Watch for Service {
     }
 }
 
-/// What a watcher's client asked of its responses.
+/// What a watcher's client asked of its responses, and of whom.
 struct Style {
+    /// Whose watcher it is; nobody's if authentication was off.
+    owner: Option<Arc<str>>,
+    /// The count of changes of users at which they were asked.
+    permitted_at: u64,
+    key: Bytes,
+    range_end: Bytes,
     prev_kv: bool,
     fragment: bool,
     /// Progress notices are wanted; true unless events went out since the last look.
     progress: Option<bool>,
+}
+
+/// A watcher asked for, until it is answered.
+enum Creating {
+    Asked(Style),
+    /// Waits until those before it are answered: clients go by the order.
+    Denied(String),
 }
 
 /// One stream.
@@ -63,23 +82,35 @@ struct Session {
     /// Requests that the hub has not answered.
     unanswered: usize,
     /// Of the watchers asked for, in order.
-    creating: VecDeque<Style>,
+    creating: VecDeque<Creating>,
     watchers: BTreeMap<i64, Style>,
     /// Events taken from the hub and not yet made into responses.
     items: VecDeque<Item>,
     /// Responses ready to go.
     ready: VecDeque<rpc::WatchResponse>,
     progress_look: Interval,
+    credentials: Credentials,
+    /// Counts changes of users and roles.
+    auth_changes: Option<watch::Receiver<u64>>,
+    /// Watchers whose cancelling the client knows of already.
+    denied: BTreeSet<i64>,
 }
 
 impl Session {
-    fn new(edge: Arc<Edge>, requests: Streaming<rpc::WatchRequest>) -> Session {
+    fn new(
+        edge: Arc<Edge>,
+        credentials: Credentials,
+        requests: Streaming<rpc::WatchRequest>,
+    ) -> Session {
         let watching = edge.node.watch();
         let period = jittered(edge.options.watch_progress_interval, watching.number());
         let mut progress_look = tokio::time::interval(period);
         progress_look.reset();
         progress_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Session {
+            credentials,
+            auth_changes: edge.node.authority().map(Authority::changes),
+            denied: BTreeSet::new(),
             edge,
             watching,
             requests: Some(requests),
@@ -95,6 +126,13 @@ impl Session {
     /// The next response; an error ends the stream.
     async fn next(&mut self) -> Result<rpc::WatchResponse, Status> {
         loop {
+            if self
+                .auth_changes
+                .as_ref()
+                .is_some_and(|changes| changes.has_changed().is_ok_and(|changed| changed))
+            {
+                self.look_at_permissions().await;
+            }
             if let Some(response) = self.ready.pop_front() {
                 return Ok(response);
             }
@@ -102,7 +140,8 @@ impl Session {
                 self.respond(item).await?;
                 continue;
             }
-            let open = self.unanswered < WATCH_REQUESTS_MAX;
+            let waiting = self.unanswered.max(self.creating.len());
+            let open = waiting < WATCH_REQUESTS_MAX;
             tokio::select! {
                 notice = self.watching.next() => match notice {
                     Some(notice) => self.take(notice),
@@ -110,27 +149,38 @@ impl Session {
                 },
                 request = asked(&mut self.requests), if open && self.requests.is_some() => {
                     match request? {
-                        Some(request) => self.ask(request),
+                        Some(request) => self.ask(request).await,
                         None => self.requests = None,
                     }
                 }
+                () = changed(&mut self.auth_changes) => {}
                 _ = self.progress_look.tick() => self.look_for_progress(),
             }
         }
     }
 
-    fn ask(&mut self, request: rpc::WatchRequest) {
+    async fn ask(&mut self, request: rpc::WatchRequest) {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
+                let mut style = Style {
+                    owner: None,
+                    permitted_at: self.auth_changes.as_ref().map_or(0, |changes| *changes.borrow()),
+                    key: if create.key.is_empty() { FIRST_KEY } else { create.key.clone() },
+                    range_end: create.range_end.clone(),
+                    prev_kv: create.prev_kv,
+                    fragment: create.fragment,
+                    progress: create.progress_notify.then_some(true),
+                };
+                if let Err(refusal) = self.permit_anew(&mut style).await {
+                    self.creating.push_back(Creating::Denied(status::watch_denial(refusal)));
+                    self.answer_denied();
+                    return;
+                }
                 let leaves_out = |kind: FilterType| create.filters.contains(&(kind as i32));
                 let (no_put, no_delete) =
                     (leaves_out(FilterType::Noput), leaves_out(FilterType::Nodelete));
                 let spec = Spec::new(&create.key, &create.range_end, no_put, no_delete);
-                self.creating.push_back(Style {
-                    prev_kv: create.prev_kv,
-                    fragment: create.fragment,
-                    progress: create.progress_notify.then_some(true),
-                });
+                self.creating.push_back(Creating::Asked(style));
                 self.watching.create(create.watch_id, create.start_revision, spec);
             }
             Some(RequestUnion::CancelRequest(cancel)) => self.watching.cancel(cancel.watch_id),
@@ -145,11 +195,19 @@ impl Session {
         match notice {
             Notice::Created { id, revision } => {
                 self.unanswered -= 1;
-                let style = self.creating.pop_front().expect("answers come in order");
+                let Some(Creating::Asked(style)) = self.creating.pop_front() else {
+                    unreachable!("answers come in order");
+                };
                 let mut response = self.response(revision, NO_WATCHER);
                 response.created = true;
                 match id {
                     Ok(id) => {
+                        // Users may have changed since it was asked for.
+                        if let Some(changes) = &mut self.auth_changes
+                            && *changes.borrow() != style.permitted_at
+                        {
+                            changes.mark_changed();
+                        }
                         self.watchers.insert(id, style);
                         response.watch_id = id;
                     }
@@ -159,7 +217,9 @@ impl Session {
                     }
                 }
                 self.ready.push_back(response);
+                self.answer_denied();
             }
+            Notice::Canceled { id, .. } if self.denied.remove(&id) => self.unanswered -= 1,
             Notice::Canceled { id, revision } => {
                 self.unanswered -= 1;
                 self.watchers.remove(&id);
@@ -168,7 +228,9 @@ impl Session {
             }
             Notice::Done => self.unanswered -= 1,
             // etcd leaves the header's revision at 0 here.
+            Notice::Compacted { id, .. } if self.denied.remove(&id) => {}
             Notice::Compacted { id, compact_revision } => {
+                self.watchers.remove(&id);
                 let response = self.response(0, id);
                 self.ready.push_back(rpc::WatchResponse {
                     canceled: true,
@@ -176,6 +238,7 @@ impl Session {
                     ..response
                 });
             }
+            Notice::Progress { id, .. } if self.denied.contains(&id) => {}
             Notice::Progress { id, revision } => {
                 let id = if id == EVERY_WATCHER { NO_WATCHER } else { id };
                 let response = self.response(revision, id);
@@ -189,6 +252,68 @@ impl Session {
         let mut header = rpc::ResponseHeader { revision, ..Default::default() };
         self.edge.fill_identity(&mut header);
         rpc::WatchResponse { header: Some(header), watch_id, ..Default::default() }
+    }
+
+    /// Whether the caller may make a watcher, by their token as it is now.
+    async fn permit_anew(&self, style: &mut Style) -> crate::base::error::Result<()> {
+        let Some(authority) = self.edge.authority() else { return Ok(()) };
+        let identity = authority.identify(&self.credentials).await?;
+        let caller = identity.as_ref().map_or(Caller::default(), Identity::caller);
+        let state = authority.view().state();
+        state.permit(&caller, Access::Read, &style.key, &style.range_end)?;
+        style.owner = identity.map(|identity| identity.name);
+        Ok(())
+    }
+
+    /// Denials at the head of the queue have nothing to wait for.
+    fn answer_denied(&mut self) {
+        while let Some(Creating::Denied(reason)) = self.creating.front_mut() {
+            let cancel_reason = std::mem::take(reason);
+            self.creating.pop_front();
+            let response = self.response(self.edge.reads.revision(), NO_WATCHER);
+            self.ready.push_back(rpc::WatchResponse {
+                created: true,
+                canceled: true,
+                cancel_reason,
+                ..response
+            });
+        }
+    }
+
+    /// Ends watchers whose owner may no longer read what they see.
+    ///
+    /// DEVIATION: in etcd they go on.
+    async fn look_at_permissions(&mut self) {
+        if let Some(changes) = &mut self.auth_changes {
+            changes.mark_unchanged();
+        }
+        let Some(authority) = self.edge.authority() else { return };
+        let mut denied = Vec::new();
+        for (&id, style) in &mut self.watchers {
+            if style.owner.is_none() {
+                // Made while authentication was off.
+                let identity = authority.identify(&self.credentials).await;
+                style.owner = identity.ok().flatten().map(|identity| identity.name);
+            }
+            let state = authority.view().state();
+            let caller = style
+                .owner
+                .as_ref()
+                .map_or(Caller::default(), |name| Caller { name, revision: state.revision() });
+            let allowed = state.permit(&caller, Access::Read, &style.key, &style.range_end);
+            if let Err(refusal) = allowed {
+                denied.push((id, status::watch_denial(refusal)));
+            }
+        }
+        for (id, cancel_reason) in denied {
+            self.watchers.remove(&id);
+            self.ready.retain(|ready| ready.watch_id != id || ready.created);
+            let response = self.response(self.edge.reads.revision(), id);
+            self.ready.push_back(rpc::WatchResponse { canceled: true, cancel_reason, ..response });
+            self.denied.insert(id);
+            self.watching.cancel(id);
+            self.unanswered += 1;
+        }
     }
 
     async fn respond(&mut self, item: Item) -> Result<(), Status> {
@@ -232,6 +357,17 @@ impl Session {
             }
         }
     }
+}
+
+/// Returns when users or roles have changed; the change is still to be looked at.
+async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
+    if let Some(changes) = changes
+        && changes.changed().await.is_ok()
+    {
+        changes.mark_changed();
+        return;
+    }
+    std::future::pending().await
 }
 
 async fn asked(

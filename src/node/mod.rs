@@ -1,6 +1,7 @@
 //! The composition: the only place that knows everyone. Boots a member from its flags, serves, and
 //! stops it.
-//! Uses: actors, apply, base, cli, cluster, grpc, http, mvcc, obs, pb, raft, storage, transport
+//! Uses: actors, apply, auth, base, cli, cluster, grpc, http, mvcc, obs, pb, raft, storage,
+//! transport
 
 mod boot;
 mod glue;
@@ -9,15 +10,20 @@ mod resolve;
 mod scrape;
 mod serve;
 
+use crate::actors::auth::handle::AuthHandle;
+use crate::actors::auth::{AuthActor, Passwords, Provider};
 use crate::actors::core::{Core, Shared};
 use crate::actors::inbox::Inbox;
 use crate::actors::lease_keeper::LeaseKeeper;
 use crate::actors::raft::{Parts, RaftActor};
 use crate::actors::store::{self, StoreActor};
 use crate::actors::watch_hub::{WatchHandle, WatchHub};
-use crate::actors::{raft, rt};
+use crate::actors::{core, raft, rt};
+use crate::apply::Machine;
+use crate::auth::password;
 use crate::base::clock::{Clock, SystemClock};
 use crate::cli::config::Config;
+use crate::cli::govalue;
 use crate::raft::driver::{Driver, Settings};
 use actix::Actor;
 use actix_rt::Arbiter;
@@ -50,6 +56,7 @@ pub fn run(config: Config) -> i32 {
 
 async fn member(config: Config) -> Result<(), String> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let provider = Arc::new(token_provider(&config, &*clock)?);
     let tls = serve::tls(&config)?;
     let listeners = serve::bind(&config)?;
     let boot_config = config.clone();
@@ -103,6 +110,8 @@ async fn member(config: Config) -> Result<(), String> {
         let (shared, clock) = (keeper_shared.clone(), keeper_clock.clone());
         LeaseKeeper::new(&keeper_leases, election_timeout, shared, clock)
     });
+    shared.set_auth(booted.machine.auth_reader());
+    let auth = auth_handle(&config, &booted.machine, provider.clone(), &shared, &clock)?;
     let store_shared = shared.clone();
     let machine = booted.machine;
     let pace = store::Pace {
@@ -112,7 +121,7 @@ async fn member(config: Config) -> Result<(), String> {
         clock: clock.clone(),
     };
     let store = StoreActor::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-        StoreActor::new(machine, members, store_shared, pace)
+        StoreActor::new(machine, members, store_shared, provider, pace)
     });
     let (table, hub_reader, hub_store) = (Arc::default(), reader.clone(), store.clone());
     let hub = rt::supervise(&Arbiter::new().handle(), clock.clone(), move || {
@@ -152,6 +161,7 @@ async fn member(config: Config) -> Result<(), String> {
         lease_keeper: keeper,
         watch_hub: WatchHandle::new(hub),
         leases,
+        auth,
         forward: Arc::new(glue::Forward::new(connector.clone())),
         clock: clock.clone(),
         election_timeout,
@@ -187,4 +197,46 @@ async fn member(config: Config) -> Result<(), String> {
         rt::fatal(&format!("failed to close the engine: {error}"));
     }
     Ok(())
+}
+
+fn token_provider(config: &Config, clock: &dyn Clock) -> Result<Provider, String> {
+    let duration = |text: &str| govalue::duration(text).ok();
+    Provider::new(&config.auth_token, config.auth_token_ttl, clock.now(), duration)
+}
+
+/// Starts AuthActor and its threads.
+fn auth_handle(
+    config: &Config,
+    machine: &Machine,
+    provider: Arc<Provider>,
+    shared: &Arc<Shared>,
+    clock: &Arc<dyn Clock>,
+) -> Result<AuthHandle, String> {
+    let bcrypt_cost = password::cost(config.bcrypt_cost);
+    if bcrypt_cost != config.bcrypt_cost {
+        tracing::warn!(
+            "given-cost" = config.bcrypt_cost,
+            "default-cost" = bcrypt_cost,
+            "use default bcrypt cost instead of the invalid given cost"
+        );
+    }
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let passwords = Passwords::start(threads)
+        .map_err(|error| format!("failed to start the threads that hash passwords: {error}"))?;
+    let parts = (provider.clone(), clock.clone());
+    let actor = rt::supervise(&Arbiter::new().handle(), clock.clone(), move || {
+        AuthActor::new(parts.0.clone(), passwords.clone(), parts.1.clone())
+    });
+    let election_timeout = Duration::from_millis(config.election_timeout_ms);
+    Ok(AuthHandle {
+        view: machine.auth_reader(),
+        leases: machine.lease_reader(),
+        provider,
+        actor,
+        shared: shared.clone(),
+        clock: clock.clone(),
+        certificates: config.client_tls.client_cert_auth,
+        bcrypt_cost,
+        patience: core::request_timeout(election_timeout),
+    })
 }

@@ -57,6 +57,9 @@ impl Scrape {
         metrics.is_leader.set(i64::from(standing.is_leader));
         metrics.is_learner.set(i64::from(standing.is_learner));
         raise(&metrics.leader_changes, self.shared.leader_changes());
+        if let Some(revision) = self.shared.auth_revision() {
+            metrics.auth_revision.set(signed(revision));
+        }
         metrics.proposals_committed.set(signed(standing.committed));
         metrics.proposals_applied.set(signed(self.shared.applied_index()));
         if let Some(version) = self.shared.members().version() {

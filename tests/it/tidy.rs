@@ -15,6 +15,7 @@ const LAYERS: &[&str] = &[
     "actors",
     "storage",
     "apply",
+    "auth",
     "lease",
     "mvcc",
     "raft",

@@ -1,6 +1,7 @@
 //! What the edges hold: cheap clones that hide the actors' addresses.
-//! Uses: apply, base, mvcc, obs, pb
+//! Uses: apply, auth, base, lease, mvcc, obs, pb
 
+pub mod auth;
 pub mod watch;
 
 use crate::actors::handle::watch::Watching;
@@ -54,6 +55,10 @@ pub trait Node: Send + Sync + 'static {
     fn watch(&self) -> Watching;
     /// Raised alarms.
     fn alarms(&self) -> Vec<rpc::AlarmMember>;
+    /// Users, tokens and passwords; a node without them lets everyone do everything.
+    fn authority(&self) -> Option<&dyn auth::Authority> {
+        None
+    }
 }
 
 /// The node, shared by every edge.

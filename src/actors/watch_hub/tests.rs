@@ -56,7 +56,8 @@ impl World {
             clock: clock.clone(),
         };
         let store = StoreActor::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-            StoreActor::new(machine, members, Arc::new(shared), pace)
+            let provider = Arc::new(crate::actors::auth::Provider::Nobody);
+            StoreActor::new(machine, members, Arc::new(shared), provider, pace)
         });
         let (table, hub_store) = (Arc::default(), store.clone());
         let hub = rt::supervise(&Arbiter::new().handle(), clock, move || {

@@ -15,6 +15,8 @@ fn alarms_close_the_gates() {
     assert_eq!(w.grant(2, 60).result, Err(Error::NoSpace));
     let txn = |request| rpc::TxnRequest { success: vec![op(request)], ..Default::default() };
     assert_eq!(w.txn(txn(Request::RequestPut(put("a", "")))), Err(Error::NoSpace));
+    let nested = Request::RequestTxn(txn(Request::RequestPut(put("a", ""))));
+    assert_eq!(w.txn(txn(nested)), Err(Error::NoSpace));
     assert!(w.txn(txn(Request::RequestDeleteRange(del("a", "")))).is_ok());
     assert!(w.revoke(1).result.is_ok());
     w.reopen();
@@ -52,12 +54,12 @@ fn an_entry_is_applied_once_and_others_move_the_position() {
     assert_eq!((w.machine.position(), w.backend.position()), ((2, 3), (1, 1)));
     w.machine.flush_position();
     assert_eq!(w.backend.position(), (2, 3));
-    let auth = rpc::InternalRaftRequest {
+    let refused = rpc::InternalRaftRequest {
         auth_enable: Some(rpc::AuthEnableRequest::default()),
         ..Default::default()
     };
     w.index = 2;
-    assert_eq!(w.apply(auth).result, Err(Error::NotImplemented));
+    assert_eq!(w.apply(refused).result, Err(Error::RootUserNotExist));
     assert_eq!(w.apply(rpc::InternalRaftRequest::default()).result, Ok(Reply::Empty));
     assert_eq!(w.machine.position(), (4, 1));
     assert_eq!(w.get("a").map(|kv| kv.value), Some(b("1")));

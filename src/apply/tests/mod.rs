@@ -1,6 +1,7 @@
 //! Tests of the machine: rules one by one, and random histories against a naive model. Here is what
 //! they share: a machine in memory and short words for requests.
 
+mod auth;
 mod cluster;
 mod compaction;
 mod entries;
@@ -12,7 +13,7 @@ mod size;
 
 use super::*;
 use crate::mvcc::CompactProgress;
-use crate::mvcc::backend::MemBackend;
+use crate::mvcc::backend::{Backend as _, Bucket, MemBackend};
 use crate::pb::mvccpb::KeyValue;
 use prost::Message;
 use rpc::request_op::Request;

@@ -2,6 +2,7 @@
 //! instead, so that a test without failpoints can be put to etcd.
 
 use rusd::pb::etcdserverpb as rpc;
+use rusd::pb::etcdserverpb::auth_client::AuthClient;
 use rusd::pb::etcdserverpb::kv_client::KvClient;
 use rusd::pb::etcdserverpb::lease_client::LeaseClient;
 use rusd::pb::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -84,7 +85,11 @@ pub async fn single(failpoints: &str) -> Member {
 
 /// A cluster that serves on every member.
 pub async fn cluster(count: usize, failpoints: &str) -> Vec<Member> {
-    let mut members = members(count, &[]);
+    start(members(count, &[]), failpoints).await
+}
+
+/// Starts members together; all of them serve.
+pub async fn start(mut members: Vec<Member>, failpoints: &str) -> Vec<Member> {
     for member in &mut members {
         member.start(failpoints);
     }
@@ -144,6 +149,10 @@ impl Member {
     pub fn kv(&self) -> KvClient<Channel> {
         // A test reads all that a fast machine has written.
         KvClient::new(self.channel()).max_decoding_message_size(usize::MAX)
+    }
+
+    pub fn auth(&self) -> AuthClient<Channel> {
+        AuthClient::new(self.channel())
     }
 
     pub fn lease(&self) -> LeaseClient<Channel> {

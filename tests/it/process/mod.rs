@@ -1,5 +1,6 @@
 //! The daemon as a process: started, loaded, broken at its failpoints, killed, started again.
 
+mod auth;
 mod compaction;
 mod daemon;
 mod damage;
