@@ -1,8 +1,9 @@
 //! Authentication in the log: who may have an entry applied, and the entries that change users,
 //! roles and permissions (etcd v3.5.17 `server/etcdserver/apply_auth.go`).
 //!
-//! DEVIATION: transactions are checked through, as etcd has done since 3.5.30: nested ones, reads
-//! of previous values, and leases of puts.
+//! Apply checks exactly what etcd v3.5.17 checks, since all members of a cluster must agree on what
+//! an entry does. What etcd closed later, [`permit_txn`], is asked before a transaction is proposed:
+//! an entry carries the auth revision of that answer, and apply refuses it if that is old.
 
 use super::{Effect, Machine, Reply};
 use crate::auth::{Access, Caller, Changed, State, password};
@@ -80,8 +81,42 @@ pub enum TokenChange {
     AllForgotten,
 }
 
-/// Checks a transaction: its compares, then every operation of both branches, whichever is taken.
-/// Nested ones are as deep as a received message may nest.
+/// Checks a transaction as apply does (etcd v3.5.17 `apply_auth.go` checkTxnAuth): its compares, then
+/// the operations of both branches, but neither nested ones, nor what a put reads or hangs on a
+/// lease.
+fn permit_txn_applied(auth: &State, caller: &Caller<'_>, txn: &rpc::TxnRequest) -> Result<()> {
+    for compare in &txn.compare {
+        auth.permit(caller, Access::Read, &compare.key, &compare.range_end)?;
+    }
+    for op in txn.success.iter().chain(&txn.failure) {
+        match &op.request {
+            Some(Request::RequestRange(r)) => {
+                auth.permit(caller, Access::Read, &r.key, &r.range_end)?;
+            }
+            Some(Request::RequestPut(r)) => auth.permit(caller, Access::Write, &r.key, &[])?,
+            Some(Request::RequestDeleteRange(r)) => permit_delete_in_txn(auth, caller, r)?,
+            Some(Request::RequestTxn(_)) | None => {}
+        }
+    }
+    Ok(())
+}
+
+/// As in etcd, a transaction asks for reading first, a single delete for writing.
+fn permit_delete_in_txn(
+    auth: &State,
+    caller: &Caller<'_>,
+    r: &rpc::DeleteRangeRequest,
+) -> Result<()> {
+    if r.prev_kv {
+        auth.permit(caller, Access::Read, &r.key, &r.range_end)?;
+    }
+    auth.permit(caller, Access::Write, &r.key, &r.range_end)
+}
+
+/// Checks a transaction through: its compares, then every operation of both branches, whichever is
+/// taken, as if each were a request. Nested ones are as deep as a received message may nest.
+///
+/// DEVIATION: etcd has done so since 3.5.30 (CVE-2026-44283).
 pub fn permit_txn(
     auth: &State,
     leases: &LeaseReader,
@@ -97,13 +132,7 @@ pub fn permit_txn(
                 auth.permit(caller, Access::Read, &r.key, &r.range_end)?;
             }
             Some(Request::RequestPut(r)) => permit_put(auth, leases, caller, r)?,
-            // As in etcd, a transaction asks for reading first, a single delete for writing.
-            Some(Request::RequestDeleteRange(r)) => {
-                if r.prev_kv {
-                    auth.permit(caller, Access::Read, &r.key, &r.range_end)?;
-                }
-                auth.permit(caller, Access::Write, &r.key, &r.range_end)?;
-            }
+            Some(Request::RequestDeleteRange(r)) => permit_delete_in_txn(auth, caller, r)?,
             Some(Request::RequestTxn(r)) => permit_txn(auth, leases, caller, r)?,
             None => {}
         }
@@ -181,7 +210,7 @@ impl Machine {
         if let Some(r) = &request.put {
             permit_put(auth, &leases, &caller, r)
         } else if let Some(r) = &request.txn {
-            permit_txn(auth, &leases, &caller, r)
+            permit_txn_applied(auth, &caller, r)
         } else if let Some(r) = &request.range {
             auth.permit(&caller, Access::Read, &r.key, &r.range_end)
         } else if let Some(r) = &request.delete_range {

@@ -25,7 +25,7 @@ pub(super) fn gate(alarms: &Alarms, request: &rpc::InternalRaftRequest) -> Resul
     }
     if alarms.no_space()
         && (request.put.is_some()
-            || request.txn.as_ref().is_some_and(|txn| txn_cost(txn) > 0)
+            || request.txn.as_ref().is_some_and(|txn| txn_cost_applied(txn) > 0)
             || request.lease_grant.is_some())
     {
         return Err(Error::NoSpace);
@@ -38,18 +38,30 @@ pub fn put_cost(put: &rpc::PutRequest) -> u64 {
     KEY_COST + (put.key.len() + put.value.len()) as u64
 }
 
-/// What a transaction costs: its dearer branch.
+/// What a transaction costs before it is proposed: its dearer branch.
 ///
 /// DEVIATION: nested ones count, as in etcd since 3.5.33; before, they went past the quota.
 pub fn txn_cost(txn: &rpc::TxnRequest) -> u64 {
-    let cost = |ops: &[rpc::RequestOp]| -> u64 {
-        ops.iter()
-            .map(|op| match &op.request {
-                Some(Request::RequestPut(put)) => put_cost(put),
-                Some(Request::RequestTxn(nested)) => txn_cost(nested),
-                _ => 0,
-            })
-            .sum()
-    };
-    cost(&txn.success).max(cost(&txn.failure))
+    dearer_branch(txn, |op| match &op.request {
+        Some(Request::RequestTxn(nested)) => txn_cost(nested),
+        _ => put_cost_of(op),
+    })
+}
+
+/// What a transaction costs where it is applied (etcd v3.5.17 `quota.go` costTxn): all members must
+/// agree, so nested ones are free.
+pub(super) fn txn_cost_applied(txn: &rpc::TxnRequest) -> u64 {
+    dearer_branch(txn, put_cost_of)
+}
+
+fn put_cost_of(op: &rpc::RequestOp) -> u64 {
+    match &op.request {
+        Some(Request::RequestPut(put)) => put_cost(put),
+        _ => 0,
+    }
+}
+
+fn dearer_branch(txn: &rpc::TxnRequest, cost: impl Fn(&rpc::RequestOp) -> u64) -> u64 {
+    let sum = |ops: &[rpc::RequestOp]| -> u64 { ops.iter().map(&cost).sum() };
+    sum(&txn.success).max(sum(&txn.failure))
 }

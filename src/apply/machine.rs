@@ -318,7 +318,7 @@ impl Machine {
             self.full = full;
             Ok(reply)
         } else if let Some(r) = &request.txn {
-            let full = !self.quota.fits(self.size.on_disk(), check::txn_cost(r));
+            let full = !self.quota.fits(self.size.on_disk(), check::txn_cost_applied(r));
             let reply = Reply::Txn(self.txn(r)?);
             self.full = full;
             Ok(reply)

@@ -6,7 +6,7 @@
 use super::edge::Edge;
 use super::status;
 use crate::actors::handle::auth::{Authority, Credentials, Identity};
-use crate::apply::Reply;
+use crate::apply::{self, Reply};
 use crate::auth::{Caller, State};
 use crate::base::error::{Error, Result as Answer};
 use crate::pb::etcdserverpb as rpc;
@@ -97,13 +97,57 @@ impl Edge {
         Ok(answer)
     }
 
+    /// Refuses a transaction that its caller may not have done, or that is no longer taken, where
+    /// apply would let it through: there all members, also those of another version, must agree.
+    /// Who the caller is; proposed in that name, the transaction is refused by apply if users or
+    /// roles have changed meanwhile.
+    pub async fn permit_txn(
+        &self,
+        credentials: &Credentials,
+        txn: &rpc::TxnRequest,
+    ) -> Answer<Option<Identity>> {
+        if self.is_full() && apply::txn_cost(txn) > 0 {
+            return Err(Error::NoSpace);
+        }
+        match self.may_txn(credentials, txn).await {
+            Ok(identity) => Ok(identity),
+            Err(_) => {
+                // What is known here may be old; a refusal must not be.
+                self.node.linearizable_read_notify().await?;
+                self.may_txn(credentials, txn).await
+            }
+        }
+    }
+
+    async fn may_txn(
+        &self,
+        credentials: &Credentials,
+        txn: &rpc::TxnRequest,
+    ) -> Answer<Option<Identity>> {
+        let Some(authority) = self.authority() else { return Ok(None) };
+        let identity = authority.identify(credentials).await?;
+        let caller = identity.as_ref().map_or(Caller::default(), Identity::caller);
+        apply::permit_txn(&authority.view().state(), authority.leases(), &caller, txn)?;
+        Ok(identity)
+    }
+
     /// Checks the size and proposes, in the name of a caller.
     pub async fn propose_as(
         &self,
         credentials: &Credentials,
+        request: rpc::InternalRaftRequest,
+    ) -> Result<Reply, Status> {
+        let identity = self.identify(credentials).await.map_err(status::of)?;
+        self.propose_by(identity, request).await
+    }
+
+    /// The same for a caller who is known.
+    pub async fn propose_by(
+        &self,
+        identity: Option<Identity>,
         mut request: rpc::InternalRaftRequest,
     ) -> Result<Reply, Status> {
-        if let Some(identity) = self.identify(credentials).await.map_err(status::of)? {
+        if let Some(identity) = identity {
             let header = request.header.get_or_insert_default();
             header.username = identity.name.as_ref().to_owned();
             header.auth_revision = identity.revision;

@@ -168,6 +168,12 @@ impl Edge {
         Err(status::of(Error::NoSpace))
     }
 
+    /// Whether some member has raised the NOSPACE alarm.
+    pub fn is_full(&self) -> bool {
+        let nospace = rpc::AlarmType::Nospace as i32;
+        self.node.alarms().iter().any(|raised| raised.alarm == nospace)
+    }
+
     /// Checks the size and proposes.
     pub async fn propose(
         &self,

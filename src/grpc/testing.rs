@@ -39,7 +39,7 @@ impl Default for FakeNode {
             proposed: Mutex::default(),
             linearizable: Mutex::default(),
             hub: Arc::new(|_| {}),
-            alarms: vec![rpc::AlarmMember { member_id: 5, alarm: 1 }],
+            alarms: Vec::new(),
         }
     }
 }

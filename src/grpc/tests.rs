@@ -139,6 +139,28 @@ async fn beyond_the_quota_an_alarm_is_raised_before_any_other_check() {
     assert_eq!(proposed[0].alarm, Some(raise));
 }
 
+fn no_space() -> Vec<rpc::AlarmMember> {
+    vec![rpc::AlarmMember { member_id: 5, alarm: 1 }]
+}
+
+#[tokio::test]
+async fn while_there_is_no_space_a_nested_put_is_not_even_proposed() {
+    let node = FakeNode { alarms: no_space(), ..FakeNode::default() };
+    let server = serve_node(node).await;
+    *server.node.reply.lock() = Some(Ok(Reply::Txn(rpc::TxnResponse::default())));
+    let txn = |request| {
+        let success = vec![rpc::RequestOp { request: Some(request) }];
+        rpc::TxnRequest { success, ..Default::default() }
+    };
+    let put = txn(rpc::request_op::Request::RequestPut(put_of(1)));
+    let mut kv = KvClient::new(server.channel.clone());
+    let nested = txn(rpc::request_op::Request::RequestTxn(put));
+    assert_status(kv.txn(nested).await, Error::NoSpace);
+    assert!(server.node.proposed.lock().is_empty());
+    let delete = rpc::DeleteRangeRequest { key: "k".into(), ..Default::default() };
+    kv.txn(txn(rpc::request_op::Request::RequestDeleteRange(delete))).await.unwrap();
+}
+
 #[tokio::test]
 async fn transactions() {
     let server = serve().await;
@@ -218,7 +240,7 @@ async fn a_learner_serves_status_and_serializable_ranges() {
 
 #[tokio::test]
 async fn status_members_auth_and_health() {
-    let node = FakeNode::default();
+    let node = FakeNode { alarms: no_space(), ..FakeNode::default() };
     node.raft.lock().leader = MemberId(0);
     let server = serve_node(node).await;
     let mut maintenance = MaintenanceClient::new(server.channel.clone());

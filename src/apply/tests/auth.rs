@@ -1,7 +1,8 @@
 //! Who may have which entry applied, and what entries about users leave behind.
 
 use super::*;
-use crate::auth::password;
+use crate::apply::permit_txn;
+use crate::auth::{Caller, password};
 use crate::base::error::Error;
 use crate::pb::authpb::{Permission, UserAddOptions};
 
@@ -47,6 +48,13 @@ impl Guarded {
         let mut request = rpc::InternalRaftRequest { header, ..Default::default() };
         fill(&mut request);
         self.0.apply(request).result
+    }
+
+    /// What is asked before a transaction is proposed.
+    fn asks(&self, name: &str, txn: &rpc::TxnRequest) -> Result<()> {
+        let auth = self.0.machine.auth_reader();
+        let caller = Caller { name, revision: auth.revision() };
+        permit_txn(&auth.state(), &self.0.machine.lease_reader(), &caller, txn)
     }
 
     fn user(&mut self, name: &str) {
@@ -111,35 +119,42 @@ fn auth_single_requests() {
     assert_eq!(w.by("rw", |r| r.range = Some(range("a", "\0"))).map(drop), denied);
 }
 
-/// CVE-2026-44283 and its kin: what a transaction does is checked as if it were done alone.
+/// Before a transaction is proposed, what it does is checked as if it were done alone
+/// (CVE-2026-44283 and its kin). Where it is applied, it is checked as etcd 3.5.17 does.
 #[test]
 fn auth_transactions() {
     let mut w = Guarded::new();
     let denied = Err(Error::PermissionDenied);
     let nested = |txn: rpc::TxnRequest| ops(Request::RequestTxn(txn));
-    for wrap in [(|txn| txn) as fn(rpc::TxnRequest) -> rpc::TxnRequest, nested] {
-        let mut run = |txn: rpc::TxnRequest| {
-            let other = rpc::TxnRequest {
-                success: Vec::new(),
-                failure: txn.success.clone(),
-                ..txn.clone()
-            };
-            let results = [w.txn("rw", wrap(txn)), w.txn("rw", wrap(other))];
-            assert_eq!(results[0], results[1], "both branches are checked");
-            results[0]
+    let mut run = |txn: rpc::TxnRequest| -> [Result<()>; 4] {
+        let other =
+            rpc::TxnRequest { success: Vec::new(), failure: txn.success.clone(), ..txn.clone() };
+        let both = |w: &mut Guarded, wrap: fn(rpc::TxnRequest) -> rpc::TxnRequest| {
+            let (asked, applied) =
+                (w.asks("rw", &wrap(txn.clone())), w.txn("rw", wrap(txn.clone())));
+            assert_eq!(w.asks("rw", &wrap(other.clone())), asked, "both branches are checked");
+            assert_eq!(w.txn("rw", wrap(other.clone())), applied, "both branches are checked");
+            [asked, applied]
         };
-        assert_eq!(run(ops(Request::RequestPut(put("a", "")))), Ok(()));
-        assert_eq!(run(ops(Request::RequestPut(put("d", "")))), denied);
-        let prev = rpc::PutRequest { prev_kv: true, ..put("w", "") };
-        assert_eq!(run(ops(Request::RequestPut(prev))), denied);
-        assert_eq!(run(ops(Request::RequestRange(range("l", "")))), Ok(()));
-        assert_eq!(run(ops(Request::RequestRange(range("w", "")))), denied);
-        let prev = rpc::DeleteRangeRequest { prev_kv: true, ..del("w", "") };
-        assert_eq!(run(ops(Request::RequestDeleteRange(prev))), denied);
-        assert_eq!(run(ops(Request::RequestDeleteRange(del("w", "")))), Ok(()));
-        let compare = rpc::Compare { key: b("w"), ..Default::default() };
-        assert_eq!(run(rpc::TxnRequest { compare: vec![compare], ..Default::default() }), denied);
-    }
+        let plain = both(&mut w, |txn| txn);
+        let within = both(&mut w, nested);
+        [plain[0], plain[1], within[0], within[1]]
+    };
+    let put = |put| ops(Request::RequestPut(put));
+    let delete = |delete| ops(Request::RequestDeleteRange(delete));
+    let all = |result| [result; 4];
+    assert_eq!(run(put(self::put("a", ""))), all(Ok(())));
+    assert_eq!(run(put(self::put("d", ""))), [denied, denied, denied, Ok(())]);
+    let prev = rpc::PutRequest { prev_kv: true, ..self::put("w", "") };
+    assert_eq!(run(put(prev)), [denied, Ok(()), denied, Ok(())]);
+    assert_eq!(run(ops(Request::RequestRange(range("l", "")))), all(Ok(())));
+    assert_eq!(run(ops(Request::RequestRange(range("w", "")))), [denied, denied, denied, Ok(())]);
+    let prev = rpc::DeleteRangeRequest { prev_kv: true, ..del("w", "") };
+    assert_eq!(run(delete(prev)), [denied, denied, denied, Ok(())]);
+    assert_eq!(run(delete(del("w", ""))), all(Ok(())));
+    let compare = rpc::Compare { key: b("w"), ..Default::default() };
+    let compares = rpc::TxnRequest { compare: vec![compare], ..Default::default() };
+    assert_eq!(run(compares), [denied, denied, denied, Ok(())]);
     assert_eq!(w.txn("", rpc::TxnRequest::default()), Ok(()), "nothing is asked");
 }
 
@@ -155,7 +170,7 @@ fn auth_leases() {
     }
     w.puts("root", leased("secret", 1)).unwrap();
     assert_eq!(w.puts("rw", leased("a", 1)), denied, "it could delete the key by revoking");
-    assert_eq!(w.txn("rw", ops(Request::RequestPut(leased("a", 1)))), denied);
+    assert_eq!(w.asks("rw", &ops(Request::RequestPut(leased("a", 1)))), denied);
     assert_eq!(w.by("rw", |r| r.lease_revoke = Some(revoke(1))).map(drop), denied);
     assert_eq!(w.by("", |r| r.lease_revoke = Some(revoke(1))), Err(Error::UserEmpty));
     assert_eq!(w.puts("rw", leased("a", 2)), Ok(()));
