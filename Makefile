@@ -46,7 +46,7 @@ kill: ## Kill rounds under concurrent writers: ARGS=
 mixed: ## One cluster of rusd and real etcd: ARGS=
 	scripts/judge.sh mixed $(ARGS)
 
-judge: ## Another judge: NAME=watch, authtable, badinput or damage, ARGS=
+judge: ## Another judge: NAME=watch, authtable, badinput, damage or compaction, ARGS=
 	scripts/judge.sh $(NAME) $(ARGS)
 
 bench: ## etcd's benchmark against rusd and etcd in turn: ARGS="--quick"

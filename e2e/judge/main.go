@@ -25,7 +25,7 @@ func main() {
 		}
 		sort.Strings(names)
 		for _, n := range names {
-			fmt.Fprintf(os.Stderr, "  %-9s %s\n", n, commands[n].help)
+			fmt.Fprintf(os.Stderr, "  %-10s %s\n", n, commands[n].help)
 		}
 		os.Exit(2)
 	}
