@@ -7,6 +7,8 @@ use crate::actors::handle::{Answer, Node, RaftStatus};
 use crate::actors::ids::Ids;
 use crate::actors::inbox::{Ask, Inbox, Propose};
 use crate::actors::lease_keeper::{self, LeaseKeeperAddr};
+use crate::actors::maintenance::Defragment;
+use crate::actors::store::Waiter;
 use crate::actors::watch_hub::WatchHandle;
 use crate::apply::Reply;
 use crate::auth::AuthReader;
@@ -137,6 +139,11 @@ impl Shared {
         self.members.store(Arc::new(members.clone()));
     }
 
+    /// The raised alarms.
+    pub fn alarms(&self) -> Arc<Vec<rpc::AlarmMember>> {
+        self.alarms.load_full()
+    }
+
     /// StoreActor only.
     pub fn publish_alarms(&self, alarms: Vec<rpc::AlarmMember>) {
         self.alarms.store(Arc::new(alarms));
@@ -160,9 +167,14 @@ impl Shared {
 
     /// Proposes without waiting for the outcome.
     pub fn propose_quietly(&self, request: rpc::InternalRaftRequest) {
-        let (id, data) = self.encode(request);
         // A full queue or a stop: who proposes quietly proposes again.
-        let _ = self.inbox.ask(Ask::Propose(Propose { id, data, reply: None }));
+        let _ = self.propose(request, None);
+    }
+
+    /// Proposes without waiting here; `reply` gets the outcome, or is dropped.
+    pub fn propose(&self, request: rpc::InternalRaftRequest, reply: Option<Waiter>) -> Result<()> {
+        let (id, data) = self.encode(request);
+        self.inbox.ask(Ask::Propose(Propose { id, data, reply }))
     }
 
     /// Proposes what only the leader of `term` may propose, if this member is that.
@@ -205,6 +217,7 @@ pub struct Core {
     pub leases: LeaseReader,
     pub auth: AuthHandle,
     pub forward: Arc<dyn LeaseForward>,
+    pub defragment: Arc<dyn Defragment>,
     pub clock: Arc<dyn Clock>,
     pub election_timeout: Duration,
     pub tick_interval: Duration,
@@ -460,6 +473,14 @@ impl Node for Core {
 
     fn authority(&self) -> Option<&dyn Authority> {
         Some(&self.auth)
+    }
+
+    fn move_leader(&self, to: MemberId) -> Answer<'_, Result<()>> {
+        Box::pin(self.hand_over(to))
+    }
+
+    fn defragment(&self) -> Answer<'_, std::result::Result<(), String>> {
+        self.defragment.defragment()
     }
 }
 

@@ -9,6 +9,7 @@
 use crate::actors::raft::{Flush, RaftActor};
 use crate::actors::store::Waiter;
 use crate::base::error::{Error, Result};
+use crate::base::ids::MemberId;
 use crate::base::limits;
 use actix::Addr;
 use bytes::Bytes;
@@ -38,6 +39,10 @@ pub enum Ask {
     /// Propose what only the leader of `term` may propose; dropped, never forwarded, unless this
     /// member is shown to lead in that term after the message arrived.
     ProposeAsLeader { term: u64, payloads: Vec<Bytes> },
+    /// Hand the leadership over, if this member has it; nobody is told how it went.
+    TransferTo(MemberId),
+    /// So many ticks have passed at once.
+    Advance(usize),
 }
 
 /// The asking end.

@@ -1,17 +1,21 @@
 //! The actors and the handles by which edges reach them. Who tells whom: edges ask RaftActor
 //! (propose, read index, step) and LeaseKeeper (renew, remaining); RaftActor tells StoreActor
 //! (register, apply) and LeaseKeeper (demoted); StoreActor tells RaftActor (applied) and
-//! LeaseKeeper (leases, promoted); LeaseKeeper tells RaftActor (propose as leader); watch streams
-//! ask WatchHub, which tells StoreActor (watch) and is told by it (live, events). Nobody waits.
+//! LeaseKeeper (leases, promoted); LeaseKeeper tells RaftActor (propose as leader), Compactor too
+//! (propose); watch streams ask WatchHub, which tells StoreActor (watch) and is told by it (live,
+//! events). Nobody waits.
 //! Uses: apply, auth, base, cluster, lease, mvcc, obs, pb, raft, storage
 
+mod alarm_log;
 pub mod auth;
+pub mod compactor;
 pub mod core;
 pub mod handle;
 pub mod ids;
 pub mod inbox;
 mod leader_only;
 pub mod lease_keeper;
+pub mod maintenance;
 mod no_space;
 pub mod raft;
 pub mod rt;

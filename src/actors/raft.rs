@@ -238,6 +238,8 @@ impl RaftActor {
                     let _ = reply.send(Err(Error::TooManyRequests));
                 }
                 Ask::ProposeAsLeader { term, payloads } => self.leader_only.push(term, payloads),
+                Ask::TransferTo(member) => self.parts.driver.transfer_leader(member),
+                Ask::Advance(ticks) => (0..ticks).for_each(|_| self.parts.driver.tick()),
                 Ask::Propose(proposal)
                     if self.standing.committed <= gap_max
                         && self.proposals.len() < limits::PROPOSALS_PENDING_MAX =>
@@ -311,7 +313,9 @@ impl RaftActor {
     }
 
     fn propose(&mut self) {
-        if self.proposals.is_empty() || self.standing.leader.0 == 0 {
+        // They wait for an election, and for the end of a hand-over: raft would drop them. Its own
+        // word counts: the standing is that of the last flush.
+        if self.proposals.is_empty() || !self.parts.driver.takes_proposals() {
             return;
         }
         let mut bytes = 0;

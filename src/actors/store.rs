@@ -1,6 +1,7 @@
 //! StoreActor: the only writer. It applies committed entries in order and answers the proposers:
 //! apply, publish the view, tell the others, reply, tell RaftActor.
 
+use crate::actors::alarm_log;
 use crate::actors::auth::Provider;
 use crate::actors::core::Shared;
 use crate::actors::lease_keeper::{self, LeaseKeeper, LeaseKeeperAddr};
@@ -116,6 +117,11 @@ pub struct Watch {
     pub epoch: u64,
     pub hub: Option<WatchHubAddr>,
 }
+
+/// The engine was defragmented: the size told is what is in use from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Shrink(pub oneshot::Sender<()>);
 
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -284,7 +290,9 @@ impl StoreActor {
                 self.tell_lease_keeper(lease_keeper::Revoked { id });
             }
             Effect::AlarmsChanged => {
-                self.shared.publish_alarms(self.machine.alarms());
+                let alarms = self.machine.alarms();
+                alarm_log::changed(&self.shared.alarms(), &alarms);
+                self.shared.publish_alarms(alarms);
                 if self.machine.no_space() {
                     self.answers.extend(self.no_space.raised());
                 }
@@ -327,9 +335,13 @@ impl StoreActor {
             return;
         }
         failpoint::hit(failpoint::COMPACT_STEP);
-        let pending = self.machine.compaction_pending().is_some();
+        let pending = self.machine.compaction_pending();
         let step = || self.machine.compact_step(self.pace.compact_rows);
         let progress = self.timings.compact(pending, step);
+        let cut_off = self.machine.take_cut_off();
+        if !cut_off.is_empty() {
+            tokio::task::spawn_blocking(move || drop(cut_off));
+        }
         match progress {
             Ok(CompactProgress::More) => {
                 ctx.notify_later(CompactStep, self.pace.compact_pause);
@@ -371,6 +383,9 @@ impl Actor for StoreActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(crate::base::limits::RAFT_MAILBOX_MAX);
         // A compaction that a stop interrupted goes on.
+        if let Some(revision) = self.machine.compaction_pending() {
+            tracing::info!("scheduled-compact-revision" = revision, "resume scheduled compaction");
+        }
         self.compacting = true;
         ctx.notify(CompactStep);
         self.sweep(ctx);
@@ -443,6 +458,15 @@ impl Handler<CompactStep> for StoreActor {
 
     fn handle(&mut self, _: CompactStep, ctx: &mut Self::Context) {
         rt::or_abort("StoreActor", || self.compact_step(ctx));
+    }
+}
+
+impl Handler<Shrink> for StoreActor {
+    type Result = ();
+
+    fn handle(&mut self, Shrink(done): Shrink, _: &mut Self::Context) {
+        rt::or_abort("StoreActor", || self.machine.shrink());
+        let _ = done.send(());
     }
 }
 

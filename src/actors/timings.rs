@@ -120,12 +120,12 @@ impl Timings {
     /// Times one step of a compaction, and the whole once it is done. Nothing if none is `pending`.
     pub(super) fn compact<E>(
         &mut self,
-        pending: bool,
+        pending: Option<i64>,
         step: impl FnOnce() -> std::result::Result<CompactProgress, E>,
     ) -> std::result::Result<CompactProgress, E> {
-        if !pending {
+        let Some(revision) = pending else {
             return step();
-        }
+        };
         let millis = |begin: Instant| begin.elapsed().as_millis() as f64;
         let begin = SystemClock.now();
         let whole = *self.compaction.get_or_insert(begin);
@@ -138,6 +138,11 @@ impl Timings {
             metrics().db_compaction_total.observe(millis(whole));
             let unix = SystemClock.unix().as_secs();
             metrics().db_compaction_last.set(i64::try_from(unix).unwrap_or(i64::MAX));
+            tracing::info!(
+                "compact-revision" = revision,
+                took = ?whole.elapsed(),
+                "finished scheduled compaction"
+            );
         }
         progress
     }

@@ -8,7 +8,7 @@ use crate::auth::{AuthReader, AuthStore};
 use crate::base::error::Error;
 use crate::lease::{LeaseReader, LeaseTable};
 use crate::mvcc::backend::{Backend, BackendError, Batch, Bucket, Op};
-use crate::mvcc::{self, Change, CompactProgress, ReadError, Reader, Store};
+use crate::mvcc::{self, Change, CompactProgress, CutOff, ReadError, Reader, Store};
 use crate::pb::etcdserverpb as rpc;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -253,6 +253,11 @@ impl Machine {
             self.submit_ops(ops);
         }
         Ok(progress)
+    }
+
+    /// The histories that the last step has cut off, to be dropped where there is time.
+    pub fn take_cut_off(&mut self) -> CutOff {
+        self.store.take_cut_off()
     }
 
     /// The revision up to which [`Machine::compact_step`] has work.

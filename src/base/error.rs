@@ -68,6 +68,7 @@ errors! {
     TimeoutDueToLeaderFail,
     TimeoutDueToConnectionLost,
     TimeoutWaitAppliedIndex,
+    TimeoutLeaderTransfer,
     Unhealthy,
     Corrupt,
     NotSupportedForLearner,

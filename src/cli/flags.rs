@@ -110,16 +110,14 @@ const NO_TRACING: Effect = Effect::AcceptedWithoutEffect("trace export is not im
 const NO_PPROF: Effect = Effect::AcceptedWithoutEffect("there is no Go runtime to profile");
 const SNAPSHOTS: Effect = Effect::Later("no snapshot is written and no log is released");
 const CHECKPOINTS: Effect = Effect::Later("there is no bbolt file to commit to");
-const DEFRAG: Effect = Effect::Later("nothing is defragmented");
-const COMPACTOR: Effect = Effect::Later("there is no auto compaction");
 const CORRUPTION: Effect = Effect::Later("there is no corruption check");
 const LEASE_CHECKPOINTS: Effect = Effect::Later("lease checkpoints are not proposed");
 const MEMBERSHIP: Effect = Effect::Later("members cannot be added or removed");
+const JOINING: Effect = Effect::Later("joining an existing cluster is refused");
 const DOWNGRADE: Effect = Effect::Later("there is no downgrade");
 const V2_API: Effect = Effect::Later("the v2 API is not served");
 const GATEWAY: Effect = Effect::Later("the JSON gateway is not served");
 const SRV: Effect = Effect::Later("SRV records are not looked up");
-const TICKS: Effect = Effect::Later("no tick is skipped");
 const CALL_TIMES: Effect = Effect::Later("there are no call latencies; basic is what there is");
 const CLIENT_PINGS: Effect = Effect::Later("the HTTP/2 library answers pings without telling");
 const STANDALONE: Effect = Effect::Later("a directory with data is refused");
@@ -169,7 +167,7 @@ pub const FLAGS: &[Flag] = &[
     f(MEMBER, "snapshot-count", Uint, "100000", SNAPSHOTS, "Applied entries after which a snapshot is written."),
     f(MEMBER, "heartbeat-interval", Uint, "100", W, "Milliseconds between the leader's heartbeats."),
     f(MEMBER, "election-timeout", Uint, "1000", W, "Milliseconds without a leader before an election."),
-    f(MEMBER, "initial-election-tick-advance", Bool, "true", TICKS, "Skip most of the first election timeout at boot."),
+    f(MEMBER, "initial-election-tick-advance", Bool, "true", W, "Skip most of the first election timeout at boot."),
     f(MEMBER, "listen-peer-urls", Urls(""), "http://localhost:2380", W, "Addresses to serve other members on."),
     f(MEMBER, "listen-client-urls", Urls(""), "http://localhost:2379", W, "Addresses to serve clients on: gRPC, and HTTP unless --listen-client-http-urls is given."),
     f(MEMBER, "listen-client-http-urls", Urls(""), "", W, "Addresses for HTTP-only clients; takes HTTP off --listen-client-urls."),
@@ -193,7 +191,7 @@ pub const FLAGS: &[Flag] = &[
 
     f(CLUSTERING, "initial-advertise-peer-urls", Urls(""), "http://localhost:2380", W, "Peer addresses of this member that the other members are told."),
     f(CLUSTERING, "initial-cluster", Text, "default=http://localhost:2380", W, "Members of the cluster at its first start, as name=url pairs."),
-    f(CLUSTERING, "initial-cluster-state", OneOf(&["new", "existing"]), "new", W, "Start a new cluster, or join an existing one; without meaning once the member has data."),
+    f(CLUSTERING, "initial-cluster-state", OneOf(&["new", "existing"]), "new", JOINING, "Start a new cluster, or join an existing one; without meaning once the member has data."),
     f(CLUSTERING, "initial-cluster-token", Text, "etcd-cluster", W, "Word that keeps clusters with equal addresses apart at bootstrap."),
     f(CLUSTERING, "advertise-client-urls", Urls(""), "http://localhost:2379", W, "Client addresses of this member that clients are told."),
     f(CLUSTERING, "discovery", Text, "", NO_DISCOVERY, "Discovery service to bootstrap from."),
@@ -203,8 +201,8 @@ pub const FLAGS: &[Flag] = &[
     f(CLUSTERING, "discovery-srv-name", Text, "", SRV, "Suffix of the SRV service name."),
     f(CLUSTERING, "strict-reconfig-check", Bool, "true", MEMBERSHIP, "Refuse membership changes that would lose quorum."),
     f(CLUSTERING, "pre-vote", Bool, "true", W, "Ask for votes before disturbing the term."),
-    f(CLUSTERING, "auto-compaction-retention", Text, "0", COMPACTOR, "History that auto compaction keeps (0: no auto compaction)."),
-    f(CLUSTERING, "auto-compaction-mode", Text, "periodic", COMPACTOR, "How the retention is read: periodic (a duration; plain numbers are hours) or revision."),
+    f(CLUSTERING, "auto-compaction-retention", Text, "0", W, "History that auto compaction keeps (0: no auto compaction)."),
+    f(CLUSTERING, "auto-compaction-mode", Text, "periodic", W, "How the retention is read: periodic (a duration; plain numbers are hours) or revision."),
     f(CLUSTERING, "enable-v2", Bool, "false", V2_API, "Serve the v2 API."),
     f(CLUSTERING, "v2-deprecation", SomeOf(V2_STAGES), "", V2_API, "Stage of the v2 store's removal: not-yet, write-only, write-only-drop-data or gone (not-yet if empty)."),
 
@@ -276,8 +274,8 @@ pub const FLAGS: &[Flag] = &[
     f(EXPERIMENTAL, "experimental-memory-mlock", Bool, "false", NO_BBOLT, "Keep the database's pages in memory."),
     f(EXPERIMENTAL, "experimental-warning-apply-duration", Duration, "100ms", W, "Warn about requests that take longer."),
     f(EXPERIMENTAL, "experimental-txn-mode-write-with-shared-buffer", Bool, "true", NO_BBOLT, "Share the read buffer with write transactions that check first."),
-    f(EXPERIMENTAL, "experimental-bootstrap-defrag-threshold-megabytes", Uint, "0", DEFRAG, "Defragment at boot if that frees so much (0: never)."),
-    f(EXPERIMENTAL, "experimental-stop-grpc-service-on-defrag", Bool, "false", DEFRAG, "Report not serving while defragmenting."),
+    f(EXPERIMENTAL, "experimental-bootstrap-defrag-threshold-megabytes", Uint, "0", W, "Defragment at boot if that frees so much (0: never)."),
+    f(EXPERIMENTAL, "experimental-stop-grpc-service-on-defrag", Bool, "false", W, "Report not serving while defragmenting."),
     f(HIDDEN, "experimental-snapshot-catchup-entries", Uint, "5000", SNAPSHOTS, "Entries kept for slow followers after a snapshot."),
 
     f(UNSAFE, "force-new-cluster", Bool, "false", STANDALONE, "Make a cluster of one member out of this member's data."),

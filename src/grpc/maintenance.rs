@@ -4,6 +4,7 @@ use super::edge::{Edge, VERSION, unexpected};
 use super::{snapshot, status};
 use crate::apply::Reply;
 use crate::base::error::Error;
+use crate::base::ids::MemberId;
 use crate::pb::etcdserverpb as rpc;
 use futures_util::Stream;
 use std::pin::Pin;
@@ -66,7 +67,13 @@ impl rpc::maintenance_server::Maintenance for Service {
         request: Request<rpc::DefragmentRequest>,
     ) -> Result<Response<rpc::DefragmentResponse>, Status> {
         self.root_only(&request).await?;
-        Err(status::of(Error::NotImplemented))
+        tracing::info!("starting defragment");
+        if let Err(reason) = self.0.node.defragment().await {
+            tracing::warn!(error = reason, "failed to defragment");
+            return Err(status::failed(&reason));
+        }
+        tracing::info!("finished defragment");
+        Ok(Response::new(rpc::DefragmentResponse::default()))
     }
 
     async fn hash(
@@ -107,7 +114,9 @@ impl rpc::maintenance_server::Maintenance for Service {
         request: Request<rpc::MoveLeaderRequest>,
     ) -> Result<Response<rpc::MoveLeaderResponse>, Status> {
         self.0.require_admin(&self.0.credentials(&request)).await.map_err(status::of)?;
-        Err(status::of(Error::NotImplemented))
+        let target = MemberId(request.into_inner().target_id);
+        self.0.node.move_leader(target).await.map_err(status::of)?;
+        Ok(Response::new(rpc::MoveLeaderResponse::default()))
     }
 
     async fn downgrade(

@@ -91,6 +91,9 @@ pub fn code_and_text(error: Error) -> (Code, &'static str) {
             Unavailable,
             "etcdserver: request timed out, waiting for the applied index took too long",
         ),
+        Error::TimeoutLeaderTransfer => {
+            (Unknown, "etcdserver: request timed out, leader transfer took too long")
+        }
         Error::Unhealthy => (Unavailable, "etcdserver: unhealthy cluster"),
         Error::Corrupt => (DataLoss, "etcdserver: corrupt cluster"),
         Error::NotSupportedForLearner => (Unavailable, "etcdserver: rpc not supported for learner"),
@@ -159,6 +162,11 @@ pub fn of(error: Error) -> Status {
 /// The status for a snapshot that this member cannot make, or not to its end.
 pub fn snapshot_failed() -> Status {
     Status::internal("etcdserver: failed to make a snapshot")
+}
+
+/// The status for a failure of this machine, which etcd passes on as it is.
+pub fn failed(reason: &str) -> Status {
+    Status::unknown(reason)
 }
 
 /// The status for a path that names no service (grpc-go `server.go` handleStream).

@@ -100,6 +100,13 @@ impl Node for FakeNode {
     fn alarms(&self) -> Vec<rpc::AlarmMember> {
         self.alarms.clone()
     }
+    fn move_leader(&self, to: MemberId) -> Answer<'_, Result<()>> {
+        let known = to == MemberId(0x11);
+        Box::pin(async move { if known { Ok(()) } else { Err(Error::BadLeaderTransferee) } })
+    }
+    fn defragment(&self) -> Answer<'_, std::result::Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 /// What the store still has room for.

@@ -84,6 +84,12 @@ impl Node for Fake {
     fn watch(&self) -> Watching {
         unreachable!("no page watches")
     }
+    fn move_leader(&self, _: MemberId) -> Answer<'_, Result<()>> {
+        Box::pin(async { Err(Error::NotImplemented) })
+    }
+    fn defragment(&self) -> Answer<'_, std::result::Result<(), String>> {
+        Box::pin(async { Err("not here".to_owned()) })
+    }
     fn alarms(&self) -> Vec<rpc::AlarmMember> {
         let one = |alarm| rpc::AlarmMember { member_id: ID, alarm: alarm as i32 };
         self.alarm.map(one).into_iter().collect()

@@ -3,6 +3,7 @@
 use crate::base::ids::Revision;
 use crate::mvcc::backend::{BackendError, Bucket, Op};
 use crate::mvcc::hash::{HASHES_MAX, Hasher, is_newest_at};
+use crate::mvcc::index::Head;
 use crate::mvcc::row::{Row, parse_revision_key, revision_key};
 use crate::mvcc::shared::{KvHash, Shared};
 use bytes::Bytes;
@@ -16,6 +17,18 @@ pub enum CompactProgress {
     Done,
     /// Call again.
     More,
+}
+
+/// Histories that a compaction has cut off. A key's may be long, so that whoever has better things
+/// to do lets another thread drop them.
+#[derive(Default)]
+pub struct CutOff(pub(crate) Vec<Arc<Head>>);
+
+impl CutOff {
+    /// Whether there is nothing to drop.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// Meta row of the newest compaction that was asked for.

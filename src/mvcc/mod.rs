@@ -1,6 +1,7 @@
 //! The multi-version store: key index, revisions, ranges, transactions, compaction, hashes.
 //! Uses: base, pb
 
+pub mod auto_compact;
 pub mod backend;
 mod cache;
 mod compact;
@@ -15,7 +16,7 @@ pub mod size;
 mod store;
 pub mod watch;
 
-pub use compact::CompactProgress;
+pub use compact::{CompactProgress, CutOff};
 pub use hash::BUCKETS;
 pub(crate) use read::header;
 pub use read::{ReadError, Reader};

@@ -3,7 +3,7 @@
 use crate::base::limits::INDEX_ROW_BYTES_MAX;
 use crate::mvcc::backend::{Backend, BackendError, Bucket};
 use crate::mvcc::cache::RowCache;
-use crate::mvcc::compact::{self, Job};
+use crate::mvcc::compact::{self, CutOff, Job};
 use crate::mvcc::counts::Counts;
 use crate::mvcc::index::{Head, Index};
 use crate::mvcc::row::{Row, parse_revision_key};
@@ -44,6 +44,7 @@ impl Store {
             ops: Vec::new(),
             undo: Vec::new(),
             jobs: VecDeque::new(),
+            cut_off: CutOff::default(),
             finished,
             cost: KeyCost::new(compacted),
             tally: Cell::default(),

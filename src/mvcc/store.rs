@@ -4,7 +4,7 @@ use crate::base::error::Error;
 use crate::base::ids::Revision;
 use crate::mvcc::backend::{BackendError, Bucket, Op};
 use crate::mvcc::cache::RowCache;
-use crate::mvcc::compact::{self, CompactProgress, Job};
+use crate::mvcc::compact::{self, CompactProgress, CutOff, Job};
 use crate::mvcc::counts::Tally;
 use crate::mvcc::index::{Head, KeyEntry, Keys};
 use crate::mvcc::read::{ReadError, Reader};
@@ -78,6 +78,8 @@ pub struct Store {
     /// For each change its key's entry and old head, to take it back.
     pub(super) undo: Vec<(Arc<KeyEntry>, Option<Arc<Head>>)>,
     pub(super) jobs: VecDeque<Job>,
+    /// What the last compaction step has cut off.
+    pub(super) cut_off: CutOff,
     pub(super) finished: i64,
     pub(super) cost: KeyCost,
     /// Operations of the open transaction.
@@ -370,9 +372,11 @@ impl Store {
         let step = job.step(&self.shared, limit)?;
         let removed = step.ops.iter().filter(|op| op.0 == Bucket::Key).count() as u64;
         self.shared.counts.compacted_rows.fetch_add(removed, Ordering::Relaxed);
+        self.cut_off.0.clear();
         for (key, keep) in step.trims {
             if let Some((old, new)) = self.shared.index.trim(&key, revision, keep) {
                 self.cache.replaced(Some(&old), new.as_deref());
+                self.cut_off.0.push(old);
             }
         }
         if step.finished {
@@ -382,6 +386,11 @@ impl Store {
         let progress =
             if self.jobs.is_empty() { CompactProgress::Done } else { CompactProgress::More };
         Ok((step.ops, progress))
+    }
+
+    /// What the last step has cut off; the next one drops it otherwise.
+    pub fn take_cut_off(&mut self) -> CutOff {
+        std::mem::take(&mut self.cut_off)
     }
 
     /// The revision up to which `compact_step` has work.

@@ -83,6 +83,7 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
     let mut members = Members::default();
     feed(&wal, commit, &mut machine, &mut members)?;
     machine.flush_position();
+    defragment_if_worth_it(config, &engine, &mut machine);
     let log = LogStart {
         hard_state: crate::pb::raftpb::HardState { commit, ..replay.hard_state },
         conf_state: members.conf_state(),
@@ -99,6 +100,35 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
         "recovered the member from its log"
     );
     Ok(Booted { member, cluster, wal, log, machine, engine, members, applied: commit, _dir: dir })
+}
+
+/// With `--experimental-bootstrap-defrag-threshold-megabytes` (etcd v3.5.17 `server.go`
+/// maybeDefragBackend).
+fn defragment_if_worth_it(config: &Config, engine: &Engine, machine: &mut Machine) {
+    let threshold = config.experimental_bootstrap_defrag_threshold_megabytes;
+    if threshold == 0 {
+        return;
+    }
+    let threshold = threshold.saturating_mul(1024 * 1024);
+    let reader = machine.reader();
+    let (size, in_use) = (reader.size_bytes(), reader.size_in_use_bytes());
+    if size.saturating_sub(in_use) < threshold {
+        tracing::info!(
+            "current-db-size-bytes" = size,
+            "current-db-size-in-use-bytes" = in_use,
+            "experimental-bootstrap-defrag-threshold-bytes" = threshold,
+            "Skipping defragmentation"
+        );
+        return;
+    }
+    tracing::info!("current-db-size-bytes" = size, "defragmenting");
+    if let Err(error) = engine.compact() {
+        tracing::warn!(%error, "failed to defragment");
+        return;
+    }
+    machine.shrink();
+    let size = machine.reader().size_bytes();
+    tracing::info!("current-db-size-bytes" = size, "finished defragmenting directory");
 }
 
 /// The commit index that the log and the engine agree on.

@@ -4,6 +4,7 @@
 //! transport
 
 mod boot;
+mod defragment;
 mod glue;
 mod publish;
 mod resolve;
@@ -12,6 +13,7 @@ mod serve;
 
 use crate::actors::auth::handle::AuthHandle;
 use crate::actors::auth::{AuthActor, Passwords, Provider};
+use crate::actors::compactor::Compactor;
 use crate::actors::core::{Core, Shared};
 use crate::actors::inbox::Inbox;
 use crate::actors::lease_keeper::LeaseKeeper;
@@ -22,8 +24,10 @@ use crate::actors::{core, raft, rt};
 use crate::apply::Machine;
 use crate::auth::password;
 use crate::base::clock::{Clock, SystemClock};
-use crate::cli::config::Config;
+use crate::cli::config::{AutoCompaction, Config};
 use crate::cli::govalue;
+use crate::mvcc::auto_compact::Retention;
+use crate::node::defragment::Defragmenter;
 use crate::raft::driver::{Driver, Settings};
 use actix::Actor;
 use actix_rt::Arbiter;
@@ -33,6 +37,14 @@ use tokio::sync::{oneshot, watch};
 
 /// How long a stop waits for the actors to write down what they hold.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn retention(auto: AutoCompaction) -> Option<Retention> {
+    match auto {
+        AutoCompaction::Off => None,
+        AutoCompaction::Periodic(period) => Some(Retention::Period(period)),
+        AutoCompaction::Revision(kept) => Some(Retention::Revisions(kept)),
+    }
+}
 
 /// Runs a member until it is told to stop; the process's exit code.
 pub fn run(config: Config) -> i32 {
@@ -106,12 +118,22 @@ async fn member(config: Config) -> Result<(), String> {
 
     let (keeper_leases, keeper_shared) = (leases.clone(), shared.clone());
     let keeper_clock = clock.clone();
-    let keeper = rt::supervise(&Arbiter::new().handle(), clock.clone(), move || {
+    // The two that mostly sleep share a thread.
+    let derived = Arbiter::new().handle();
+    let keeper = rt::supervise(&derived, clock.clone(), move || {
         let (shared, clock) = (keeper_shared.clone(), keeper_clock.clone());
         LeaseKeeper::new(&keeper_leases, election_timeout, shared, clock)
     });
     shared.set_auth(booted.machine.auth_reader());
     let auth = auth_handle(&config, &booted.machine, provider.clone(), &shared, &clock)?;
+    if let Some(retention) = retention(config.auto_compaction) {
+        let (shared, reader) = (shared.clone(), reader.clone());
+        let (clock, timeout) = (clock.clone(), core::request_timeout(election_timeout));
+        rt::supervise(&derived, clock.clone(), move || {
+            let (shared, clock) = (shared.clone(), clock.clone());
+            Compactor::new(retention, timeout, reader.clone(), shared, clock)
+        });
+    }
     let store_shared = shared.clone();
     let machine = booted.machine;
     let pace = store::Pace {
@@ -156,8 +178,19 @@ async fn member(config: Config) -> Result<(), String> {
     });
     let raft_addr = addressed.await.map_err(|_| "RaftActor did not start".to_owned())?;
 
+    let (stop, stopping) = watch::channel(false);
+    let (serving, serving_seen) = watch::channel(true);
+    let serving = Arc::new(serving);
+    let defragmenter = Defragmenter {
+        engine: booted.engine.clone(),
+        store: store.clone(),
+        reader: reader.clone(),
+        serving: config.experimental_stop_grpc_service_on_defrag.then(|| serving.clone()),
+        turn: Arc::default(),
+    };
     let core = Arc::new(Core {
         shared: shared.clone(),
+        defragment: Arc::new(defragmenter),
         lease_keeper: keeper,
         watch_hub: WatchHandle::new(hub),
         leases,
@@ -167,9 +200,8 @@ async fn member(config: Config) -> Result<(), String> {
         election_timeout,
         tick_interval,
     });
-    let (stop, stopping) = watch::channel(false);
-    let (serving, serving_seen) = watch::channel(true);
     serve::peers(&config, &tls, listeners.peer, &core, &transport, stopping.clone());
+    publish::spawn_tick_advance(core.clone(), &config, transport.clone());
     publish::spawn_version_monitor(core.clone(), connector.clone(), stopping.clone());
 
     tokio::select! {
@@ -180,7 +212,8 @@ async fn member(config: Config) -> Result<(), String> {
     serve::clients(&config, &tls, listeners.clients, &core, reads, serving_seen, stopping)?;
     serve::stop_signal().await;
 
-    let _ = serving.send(false);
+    serving.send_replace(false);
+    core.hand_over_before_stop(|id| transport.active_since(id)).await;
     let _ = stop.send(true);
     transport.stop();
     let stopped = async {

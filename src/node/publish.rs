@@ -3,11 +3,12 @@
 
 use crate::actors::core::Core;
 use crate::actors::handle::Node as _;
+use crate::actors::inbox::Ask;
 use crate::base::url::Url;
 use crate::cli::config::Config;
 use crate::cluster::members::{publish_request, version_request};
 use crate::node::glue::Connector;
-use crate::transport::rafthttp;
+use crate::transport::rafthttp::{self, Transport};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -20,6 +21,12 @@ const VERSION_INTERVAL_FIRST: Duration = Duration::from_millis(200);
 const VERSION_TIMEOUT: Duration = Duration::from_secs(2);
 /// The version that a cluster has while not every member can be asked.
 const VERSION_MIN: &str = "3.0.0";
+
+/// Ticks of the first election timeout that are never skipped.
+const TICKS_LEFT: usize = 2;
+/// How often reachable peers are counted at the start, and how many times: five seconds.
+const PEER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const PEER_LOOKS: usize = 100;
 
 /// Publishes name and client URLs, however long it takes to find a leader.
 pub async fn publish(core: &Core, config: &Config) {
@@ -39,6 +46,30 @@ pub async fn publish(core: &Core, config: &Config) {
         "cluster-id" = %core.shared.cluster_id,
         "published local member to cluster through raft"
     );
+}
+
+/// Skips most of the first election timeout once two peers are reachable, so that a cluster that
+/// starts as a whole has a leader sooner; a leader that is there makes itself heard within what is
+/// left (etcd v3.5.17 `server.go` adjustTicks).
+pub fn spawn_tick_advance(core: Arc<Core>, config: &Config, transport: Transport) {
+    let ticks = config.election_timeout_ms / config.heartbeat_interval_ms;
+    let ticks = usize::try_from(ticks).unwrap_or(0).saturating_sub(TICKS_LEFT);
+    if !config.initial_election_tick_advance || core.shared.members().iter().count() < 3 {
+        return;
+    }
+    tokio::spawn(async move {
+        for _ in 0..PEER_LOOKS {
+            tokio::time::sleep(PEER_LOOK_INTERVAL).await;
+            if core.shared.standing().leader.0 != 0 {
+                return;
+            }
+            if transport.active_peers() > 1 {
+                tracing::info!("forward-ticks" = ticks, "initialized peer connections");
+                let _ = core.shared.inbox.ask(Ask::Advance(ticks));
+                return;
+            }
+        }
+    });
 }
 
 /// Watches over the cluster version while this member leads.

@@ -166,6 +166,20 @@ impl<A: Archive> Driver<A> {
         self.raw.read_index(context.to_be_bytes().to_vec());
     }
 
+    /// Hands leadership to another voter once its log is as long as this member's; given up after
+    /// an election timeout. Nothing if this member does not lead or `to` is no voter.
+    pub fn transfer_leader(&mut self, to: MemberId) {
+        if self.standing().is_leader {
+            self.raw.transfer_leader(to.0);
+        }
+    }
+
+    /// Whether a proposal would not be dropped: there is a leader, and it is not handing over.
+    pub fn takes_proposals(&self) -> bool {
+        let raft = &self.raw.raft;
+        raft.leader_id != raft::INVALID_ID && raft.lead_transferee.is_none()
+    }
+
     /// Whether a leader may answer read indexes: it has committed in its own term.
     pub fn can_read_index(&self) -> bool {
         let standing = self.standing();
@@ -409,5 +423,41 @@ mod tests {
             }
         }
         assert_eq!(seen, Some((7, 5)));
+    }
+
+    #[test]
+    fn leadership_is_handed_over_to_a_voter() {
+        let mut nodes = [node(1, 3), node(2, 3), node(3, 3)];
+        assert!(!nodes[0].takes_proposals());
+        nodes[0].campaign().unwrap();
+        settle(&mut nodes);
+        nodes[0].transfer_leader(MemberId(9));
+        nodes[0].transfer_leader(MemberId(1));
+        nodes[1].transfer_leader(MemberId(1));
+        settle(&mut nodes);
+        assert!(nodes[0].standing().is_leader && nodes[0].takes_proposals());
+        nodes[0].transfer_leader(MemberId(3));
+        assert!(!nodes[0].takes_proposals());
+        assert!(nodes[0].propose(vec!["x".into()]).is_err());
+        settle(&mut nodes);
+        assert!(nodes[2].standing().is_leader && nodes[0].takes_proposals());
+        assert_eq!(nodes[0].standing().leader, MemberId(3));
+        assert_eq!(nodes[0].standing().term, 3);
+    }
+
+    #[test]
+    fn a_transfer_to_a_silent_member_is_given_up() {
+        let mut nodes = [node(1, 3), node(2, 3), node(3, 3)];
+        nodes[0].campaign().unwrap();
+        settle(&mut nodes);
+        nodes[0].transfer_leader(MemberId(3));
+        for _ in 0..10 {
+            nodes[0].tick();
+            while let Some(work) = nodes[0].work() {
+                nodes[0].saved(&work);
+            }
+        }
+        assert!(nodes[0].takes_proposals());
+        nodes[0].propose(vec!["x".into()]).unwrap();
     }
 }

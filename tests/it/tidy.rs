@@ -64,6 +64,8 @@ const FIELDS: &[(&str, &str)] = &[
     ("logger", ""),
     ("heartbeat-interval", "heartbeat_interval_ms"),
     ("election-timeout", "election_timeout_ms"),
+    ("auto-compaction-mode", "auto_compaction"),
+    ("auto-compaction-retention", "auto_compaction"),
     ("log-outputs", "log"),
     ("log-level", "log"),
     ("enable-log-rotation", "log"),

@@ -59,6 +59,12 @@ pub trait Node: Send + Sync + 'static {
     fn authority(&self) -> Option<&dyn auth::Authority> {
         None
     }
+    /// Hands leadership over; returns once the other member leads. `NotLeader` if this one does
+    /// not, `BadLeaderTransferee` if the other is no voter.
+    fn move_leader(&self, to: MemberId) -> Answer<'_, Result<()>>;
+    /// Gives back the space of rows that are gone, while everything else goes on; the reason if
+    /// it failed.
+    fn defragment(&self) -> Answer<'_, std::result::Result<(), String>>;
 }
 
 /// The node, shared by every edge.

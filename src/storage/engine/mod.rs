@@ -346,6 +346,24 @@ impl Engine {
         open::verify(&self.shared.db, &self.shared.rows).map_err(BackendError)
     }
 
+    /// Rewrites the tables without what was removed or replaced. Reads and writes go on meanwhile,
+    /// only fjall's own compactions wait. Needs room for the tables a second time, and a failure,
+    /// for lack of it say, leaves them as they are.
+    pub fn compact(&self) -> Result<(), BackendError> {
+        self.flush()?;
+        let rows = &self.shared.rows;
+        match std::panic::catch_unwind(AssertUnwindSafe(|| rows.major_compact())) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(BackendError(format!("compact: {error}"))),
+            Err(_) => Err(self.shared.fatal("compact", &"the engine panicked")),
+        }
+    }
+
+    /// Bytes that the engine takes on the disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.shared.rows.disk_space()
+    }
+
     /// Waits until everything submitted so far is on the disk for good.
     pub fn sync(&self) -> Result<(), BackendError> {
         self.flush()?;

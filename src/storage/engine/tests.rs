@@ -339,3 +339,56 @@ fn damage_never_gives_short_data_with_a_high_position() {
     println!("{kinds:?} {outcomes:?}");
     assert!(outcomes.contains_key("rebuilt"), "{outcomes:?}");
 }
+
+#[test]
+fn compacting_gives_back_space_while_batches_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Arc::new(open(dir.path()).engine);
+    let mut rng = Rng(3);
+    let mut index = 0;
+    // Incompressible, and far more than the memtable holds.
+    for _ in 0..40 {
+        index += 1;
+        let ops = (0..16_u64).map(|key| (key.to_be_bytes().to_vec(), Some(rng.bytes(8_000))));
+        engine.submit(batch(index, ops.collect()));
+        engine.flush().unwrap();
+    }
+    let before = engine.disk_bytes();
+    let removed = (1..16_u64).map(|key| (key.to_be_bytes().to_vec(), None)).collect();
+    index += 1;
+    engine.submit(batch(index, removed));
+    // Enough that the removals are in a table too.
+    for _ in 0..40 {
+        index += 1;
+        let key = 0_u64.to_be_bytes().to_vec();
+        engine.submit(batch(index, vec![(key, Some(rng.bytes(8_000)))]));
+        engine.flush().unwrap();
+    }
+    let ended = Arc::new(AtomicBool::new(false));
+    let writer = {
+        let (engine, ended) = (engine.clone(), ended.clone());
+        std::thread::spawn(move || {
+            let mut index = index;
+            loop {
+                index += 1;
+                let key = 100_u64.to_be_bytes().to_vec();
+                engine.submit(batch(index, vec![(key, Some(index.to_be_bytes().to_vec()))]));
+                engine.flush().unwrap();
+                if ended.load(Ordering::Relaxed) {
+                    return index;
+                }
+            }
+        })
+    };
+    engine.compact().unwrap();
+    ended.store(true, Ordering::Relaxed);
+    let last = writer.join().unwrap();
+    assert!(engine.disk_bytes() < before / 2, "{} of {before} are left", engine.disk_bytes());
+    let left = rows(&engine);
+    assert_eq!(left.keys().map(|key| key[7]).collect::<Vec<_>>(), [0, 100]);
+    assert_eq!(left.values().next_back().unwrap()[..], last.to_be_bytes());
+    engine.close().unwrap();
+    drop(engine);
+    let again = open(dir.path());
+    assert_eq!((again.kind, rows(&again.engine)), (OpenKind::Existing, left));
+}
