@@ -36,6 +36,8 @@ pub struct Shared {
     /// The newest term in which this member led when it applied the term's empty entry.
     promoted: AtomicU64,
     applied: watch::Sender<u64>,
+    /// The newest revision whose compaction is complete.
+    compacted: watch::Sender<i64>,
     members: ArcSwap<Members>,
     alarms: ArcSwap<Vec<rpc::AlarmMember>>,
     ticked_at: ArcSwap<Option<Instant>>,
@@ -66,6 +68,7 @@ impl Shared {
             standing: ArcSwap::default(),
             promoted: AtomicU64::new(0),
             applied: watch::Sender::new(applied),
+            compacted: watch::Sender::new(i64::MIN),
             members: ArcSwap::from_pointee(members),
             alarms: ArcSwap::from_pointee(alarms),
             ticked_at: ArcSwap::default(),
@@ -127,6 +130,19 @@ impl Shared {
     /// StoreActor only.
     pub fn publish_applied(&self, index: u64) {
         self.applied.send_replace(index);
+    }
+
+    /// StoreActor only.
+    pub fn publish_compacted(&self, revision: i64) {
+        self.compacted
+            .send_if_modified(|compacted| std::mem::replace(compacted, revision) != revision);
+    }
+
+    /// Waits until the rows are gone that a compaction at `revision` removes, however long.
+    async fn wait_compacted(&self, revision: i64) {
+        let mut compacted = self.compacted.subscribe();
+        // The sender lives as long as this.
+        let _ = compacted.wait_for(|compacted| *compacted >= revision).await;
     }
 
     /// The member table.
@@ -381,7 +397,17 @@ impl Node for Core {
     fn propose(&self, mut request: rpc::InternalRaftRequest) -> Answer<'_, Result<Reply>> {
         let id = self.shared.ids.next();
         request.header.get_or_insert_with(Default::default).id = id;
-        Box::pin(self.propose_encoded(id, request.encode_to_vec()))
+        let physical = request.compaction.filter(|compaction| compaction.physical);
+        let data = request.encode_to_vec();
+        Box::pin(async move {
+            let reply = self.propose_encoded(id, data).await?;
+            // The request timeout is for the log's part only, as in etcd (v3.5.17 `v3_server.go`
+            // Compact).
+            if let Some(compaction) = physical {
+                self.shared.wait_compacted(compaction.revision).await;
+            }
+            Ok(reply)
+        })
     }
 
     fn linearizable_read_notify(&self) -> Answer<'_, Result<()>> {

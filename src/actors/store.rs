@@ -145,8 +145,6 @@ pub struct StoreActor {
     /// Events of the batch at hand, by revision.
     events: Vec<(i64, Vec<Event>)>,
     compacting: bool,
-    /// Replies to physical compactions, held until the rows are gone.
-    physical: Vec<(Waiter, Result<Reply>)>,
     timings: Timings,
 }
 
@@ -174,7 +172,6 @@ impl StoreActor {
             no_space: NoSpace::default(),
             events: Vec::new(),
             compacting: false,
-            physical: Vec::new(),
             timings: Timings::new(),
         }
     }
@@ -202,7 +199,7 @@ impl StoreActor {
                 }
                 let took = self.pace.clock.now().duration_since(begun);
                 self.timings.applied_v2(took, &request.method);
-                self.answer(request.id, Ok(Reply::Empty), false);
+                self.answer(request.id, Ok(Reply::Empty));
             }
             Ok(Payload::V3(request)) => self.apply_v3(entry, &request),
             Err(error) => rt::fatal(&format!("entry {} is unreadable: {error}", entry.index)),
@@ -228,8 +225,7 @@ impl StoreActor {
             self.no_space.exceeded(self.waiters.remove(&id), &self.shared);
             return;
         }
-        let physical = request.compaction.is_some_and(|compaction| compaction.physical);
-        self.answer(id, result, physical);
+        self.answer(id, result);
     }
 
     /// (etcd v3.5.17 `server/etcdserver/util.go` warnOfExpensiveRequest)
@@ -274,7 +270,7 @@ impl StoreActor {
                 (Change::rejected(), PeerChange::None)
             }
         };
-        self.answer(id, Ok(Reply::Empty), false);
+        self.answer(id, Ok(Reply::Empty));
         outcome
     }
 
@@ -319,15 +315,10 @@ impl StoreActor {
         }
     }
 
-    fn answer(&mut self, id: u64, result: Result<Reply>, physical: bool) {
-        let Some(waiter) = self.waiters.remove(&id) else {
-            return;
-        };
-        if physical && self.compacting && result.is_ok() {
-            self.physical.push((waiter, result));
-            return;
+    fn answer(&mut self, id: u64, result: Result<Reply>) {
+        if let Some(waiter) = self.waiters.remove(&id) {
+            self.answers.push((waiter, result));
         }
-        self.answers.push((waiter, result));
     }
 
     fn compact_step(&mut self, ctx: &mut Context<Self>) {
@@ -347,13 +338,9 @@ impl StoreActor {
                 ctx.notify_later(CompactStep, self.pace.compact_pause);
             }
             Err(error) => rt::fatal(&format!("failed to compact: {error}")),
-            Ok(CompactProgress::Done) => {
-                self.compacting = false;
-                for (waiter, result) in self.physical.drain(..) {
-                    let _ = waiter.send(result);
-                }
-            }
+            Ok(CompactProgress::Done) => self.compacting = false,
         }
+        self.shared.publish_compacted(self.machine.finished_compact_revision());
     }
 
     fn sweep(&mut self, ctx: &mut Context<Self>) {

@@ -1,13 +1,13 @@
 //! A compaction that a kill interrupts goes on after the restart.
 
-use super::daemon::{Member, single};
+use super::daemon::{Member, members, single};
 use rusd::mvcc::backend::{Backend as _, Bucket};
 use rusd::pb::etcdserverpb as rpc;
 use rusd::storage::engine::Engine;
 use rusd::storage::wal::Wal;
 use rustix::process::Signal;
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Rows of the history; a compaction looks at 1,000 in a step.
 const ROWS: usize = 3_500;
@@ -50,7 +50,7 @@ async fn a_killed_compaction_goes_on() {
     let mut kv = member.kv();
     let waiting = tokio::spawn(async move { kv.compact(compaction(revision)).await });
     // StoreActor stands still at its failpoint from here on: nothing more is applied.
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while !stands_still(&member).await {
         assert!(started.elapsed() < Duration::from_secs(20), "{}", member.log());
     }
@@ -87,6 +87,19 @@ async fn a_killed_compaction_goes_on() {
         member.ready().await;
     }
     panic!("the interrupted compaction left rows: {}", member.log());
+}
+
+#[tokio::test]
+async fn a_physical_compaction_may_take_longer_than_a_request() {
+    let mut member = members(1, &["--experimental-compaction-sleep-interval", "2500ms"]).remove(0);
+    member.start("");
+    member.ready().await;
+    let revision = fill(&member).await;
+    let begun = Instant::now();
+    member.kv().compact(compaction(revision)).await.unwrap();
+    assert!(begun.elapsed() > Duration::from_secs(7), "{:?}", begun.elapsed());
+    let rows = rows(&mut member).await.len();
+    assert_eq!(rows, PUTS_PER_TXN, "all but what lives, and one tombstone, are gone");
 }
 
 /// Stops a member; the keys of all rows of its store.
