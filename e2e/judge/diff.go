@@ -879,6 +879,11 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 	}
 	ask := func(a moreStep, client int) [2]answer {
 		var out [2]answer
+		if looksAtToken(a.kind) {
+			for _, s := range sides {
+				delete(s.tokens, a.as)
+			}
+		}
 		done := make(chan int, 2)
 		for i := range sides {
 			go func(i int) {
