@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sort"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,6 +45,7 @@ func runSnapshot(args []string) error {
 	first := fl.Int64("seed", 1, "the first seed")
 	ops := fl.Int("ops", 1500, "requests of a history")
 	big := fl.Int("big", 200, "MB of the store whose snapshot is measured; 0 for none")
+	size := fl.Int("value", 8192, "bytes of a value in it")
 	fl.BoolVar(&harness.KeepLogs, "keep-logs", false, "keep logs and data")
 	fl.Parse(args)
 	for _, p := range []*string{&t.server, &t.etcd, &t.etcdctl, &t.etcdutl} {
@@ -62,7 +64,7 @@ func runSnapshot(args []string) error {
 		}
 	}
 	if *big > 0 {
-		return snapBig(t, *big)
+		return snapBig(t, *big, *size)
 	}
 	return nil
 }
@@ -129,8 +131,12 @@ func randomHistory(n *harness.Node, r *rand.Rand, ops int) error {
 
 // writers write until stop is closed.
 func writers(n *harness.Node, count, size int, stop <-chan struct{}) (wait func() int64) {
-	var wg sync.WaitGroup
 	var done atomic.Int64
+	return countedWriters(n, count, size, stop, &done)
+}
+
+func countedWriters(n *harness.Node, count, size int, stop <-chan struct{}, done *atomic.Int64) (wait func() int64) {
+	var wg sync.WaitGroup
 	for w := 0; w < count; w++ {
 		wg.Add(1)
 		go func(w int) {
@@ -179,21 +185,23 @@ func (t snapTools) status(file string) (st snapStatus, err error) {
 	return st, json.Unmarshal(out[bytes.IndexByte(out, '{'):], &st)
 }
 
-// restore makes a member of the snapshot and starts it.
-func (t snapTools) restore(bin, file string) (*harness.Node, error) {
-	ns, err := harness.Cluster(harness.Opts{Bins: []string{bin}, Token: "restored"})
+// restored makes members of the snapshot.
+func (t snapTools) restored(file string, bins ...string) ([]*harness.Node, error) {
+	ns, err := harness.Cluster(harness.Opts{Bins: bins, Token: "restored"})
 	if err != nil {
 		return nil, err
 	}
-	n := ns[0]
-	if _, err := run(t.etcdutl, "snapshot", "restore", file, "--name", n.Name, "--data-dir", n.Dir,
-		"--initial-cluster", n.Name+"="+n.Peer, "--initial-advertise-peer-urls", n.Peer, "--initial-cluster-token", "restored"); err != nil {
-		return nil, err
+	var all []string
+	for _, n := range ns {
+		all = append(all, n.Name+"="+n.Peer)
 	}
-	if err := n.Start(); err != nil {
-		return nil, err
+	for _, n := range ns {
+		if _, err := run(t.etcdutl, "snapshot", "restore", file, "--name", n.Name, "--data-dir", n.Dir,
+			"--initial-cluster", strings.Join(all, ","), "--initial-advertise-peer-urls", n.Peer, "--initial-cluster-token", "restored"); err != nil {
+			return nil, err
+		}
 	}
-	return n, n.WaitReady(30 * time.Second)
+	return ns, nil
 }
 
 // stateAt prints all keys at a revision and all leases with their keys.
@@ -296,7 +304,10 @@ func snapHistory(t snapTools, seed int64, ops int) error {
 			return fmt.Errorf("restored into %s: %w", filepath.Base(bin), err)
 		}
 	}
-	fmt.Printf("snapshot: seed %d: revision %d, %d rows, %d bytes, %d writes meanwhile; restored into both and taken over 4 times each, with the same HashKV %08x, keys and leases\n",
+	if err := t.together(file, st.Revision, hash); err != nil {
+		return fmt.Errorf("restored into a cluster of three: %w", err)
+	}
+	fmt.Printf("snapshot: seed %d: revision %d, %d rows, %d bytes, %d writes meanwhile; restored into both, taken over 4 times each, and into three together, with the same HashKV %08x, keys and leases\n",
 		seed, st.Revision, st.TotalKey, st.TotalSize, writes, hash)
 	return nil
 }
@@ -304,11 +315,15 @@ func snapHistory(t snapTools, seed int64, ops int) error {
 // same restores the snapshot, wants the same state, and lets the two servers take the directory over
 // from each other, each after it wrote and was killed.
 func (t snapTools) same(bin, file string, rev int64, hash uint32, state string) error {
-	n, err := t.restore(bin, file)
+	ns, err := t.restored(file, bin)
 	if err != nil {
 		return err
 	}
-	defer harness.StopAll([]*harness.Node{n})
+	n := ns[0]
+	defer harness.StopAll(ns)
+	if err := harness.StartAll(ns, 30*time.Second); err != nil {
+		return err
+	}
 	at, err := n.Revision()
 	if err != nil {
 		return err
@@ -365,6 +380,51 @@ func (t snapTools) same(bin, file string, rev int64, hash uint32, state string) 
 		}
 		if now, err := stateAt(n, at); err != nil || now != state {
 			return fmt.Errorf("%s took it over in round %d: the state differs: %s (%v)", who, round, firstDifference(state, now), err)
+		}
+	}
+	return nil
+}
+
+// together restores the snapshot into an etcd and two of the server, which go on as one cluster, each
+// killed and started again in turn while the others write.
+func (t snapTools) together(file string, rev int64, hash uint32) error {
+	ns, err := t.restored(file, t.etcd, t.server, t.server)
+	if err != nil {
+		return err
+	}
+	defer harness.StopAll(ns)
+	if err := harness.StartAll(ns, 30*time.Second); err != nil {
+		return err
+	}
+	for _, n := range ns {
+		if h, _, err := n.HashAt(rev); err != nil || h != hash {
+			return fmt.Errorf("%s: HashKV at %d: %08x, before %08x (%v)", n.Name, rev, h, hash, err)
+		}
+	}
+	for i, n := range ns {
+		n.Kill()
+		stop := make(chan struct{})
+		var done atomic.Int64
+		wait := countedWriters(ns[(i+1)%3], 4, 300, stop, &done)
+		// With its leader gone the cluster elects another first.
+		for end := time.Now().Add(15 * time.Second); done.Load() < 100 && time.Now().Before(end); {
+			time.Sleep(50 * time.Millisecond)
+		}
+		wrote := done.Load()
+		err := n.Start()
+		if err == nil {
+			err = n.WaitReady(30 * time.Second)
+		}
+		close(stop)
+		wait()
+		if wrote < 100 && err == nil {
+			err = fmt.Errorf("without %s (%s), two of three took %d writes in 15 s", n.Name, filepath.Base(n.Bin), wrote)
+		}
+		if err != nil {
+			return err
+		}
+		if _, _, err := harness.SameHash(ns); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -450,7 +510,7 @@ func exercise(file string, r *rand.Rand) error {
 }
 
 // snapBig measures a snapshot of a large store, taken by a fast client and beside one that stands still.
-func snapBig(t snapTools, mb int) error {
+func snapBig(t snapTools, mb, size int) error {
 	ns, err := harness.Cluster(harness.Opts{Bins: []string{t.server}})
 	if err != nil {
 		return err
@@ -460,7 +520,8 @@ func snapBig(t snapTools, mb int) error {
 	if err := harness.StartAll(ns, 30*time.Second); err != nil {
 		return err
 	}
-	value := make([]byte, 8<<10)
+	value := make([]byte, size)
+	count := int64(mb) << 20 / int64(size)
 	rand.New(rand.NewSource(1)).Read(value)
 	var wg sync.WaitGroup
 	var next, failed atomic.Int64
@@ -470,7 +531,7 @@ func snapBig(t snapTools, mb int) error {
 			defer wg.Done()
 			for {
 				i := next.Add(1)
-				if i > int64(mb)*128 {
+				if i > count {
 					return
 				}
 				ctx, c := harness.Ctx(10 * time.Second)
@@ -514,6 +575,11 @@ func snapBig(t snapTools, mb int) error {
 	if err != nil {
 		return err
 	}
+	file, err := os.Create(filepath.Join(harness.TempDir(), "snapshot-big.db"))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
 	begin := time.Now()
 	s, err = n.Maint().Snapshot(ctx, &pb.SnapshotRequest{})
 	if err != nil {
@@ -537,6 +603,9 @@ func snapBig(t snapTools, mb int) error {
 			}
 		}
 		got += int64(len(m.Blob))
+		if _, err := file.Write(m.Blob); err != nil {
+			return err
+		}
 		last = m
 	}
 	took := time.Since(begin)
@@ -549,6 +618,21 @@ func snapBig(t snapTools, mb int) error {
 		mb, got, took.Round(time.Millisecond), first.Round(time.Millisecond), before>>20, peak.Load()>>20)
 	if grown := peak.Load() - before; grown > 64<<20 {
 		return fmt.Errorf("the server grew by %d MB", grown>>20)
+	}
+	harness.StopAll(ns)
+	for _, bin := range []string{t.etcd, t.server} {
+		began := time.Now()
+		ms, err := t.restored(file.Name(), bin)
+		if err != nil {
+			return err
+		}
+		made := time.Since(began)
+		if err := harness.StartAll(ms, time.Minute); err != nil {
+			return err
+		}
+		fmt.Printf("snapshot: %s serves %v after it was started on the restored %d values; resident %d MB\n",
+			filepath.Base(bin), (time.Since(began) - made).Round(time.Millisecond), count, ms[0].RSS()>>20)
+		harness.StopAll(ms)
 	}
 	return nil
 }
