@@ -33,6 +33,15 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(de: D) -> Result<Vec<String>,
     Ok(Option::<Vec<String>>::deserialize(de)?.unwrap_or_default())
 }
 
+/// What of a member raft needs, as the v2 tree has it.
+#[derive(Debug, Deserialize)]
+pub(super) struct RaftAttributes {
+    #[serde(rename = "peerURLs", default, deserialize_with = "null_is_empty")]
+    pub(super) peer_urls: Vec<String>,
+    #[serde(rename = "isLearner", default)]
+    pub(super) is_learner: bool,
+}
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Attributes {
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -89,7 +98,25 @@ pub struct Members {
     version: Option<String>,
 }
 
+impl Member {
+    /// Takes name and client URLs from the JSON in which a member publishes them.
+    pub(super) fn set_attributes_json(&mut self, json: &str) -> serde_json::Result<()> {
+        let attributes: Attributes = serde_json::from_str(json)?;
+        self.name = attributes.name;
+        self.client_urls = attributes.client_urls;
+        Ok(())
+    }
+}
+
 impl Members {
+    pub(super) fn from_parts(
+        members: BTreeMap<u64, Member>,
+        removed: BTreeSet<u64>,
+        version: Option<String>,
+    ) -> Members {
+        Members { members, removed, version }
+    }
+
     /// Members in ascending id order.
     pub fn iter(&self) -> impl Iterator<Item = &Member> {
         self.members.values()
@@ -215,15 +242,8 @@ impl Members {
         let Some(id) = attributes_path_id(&request.path) else {
             return false;
         };
-        let Ok(attributes) = serde_json::from_str::<Attributes>(&request.val) else {
-            return false;
-        };
-        let Some(member) = self.members.get_mut(&id) else {
-            return false;
-        };
-        member.name = attributes.name;
-        member.client_urls = attributes.client_urls;
-        true
+        let member = self.members.get_mut(&id);
+        member.is_some_and(|member| member.set_attributes_json(&request.val).is_ok())
     }
 
     /// Applies 3.5's own entry for the same purpose, which a newer member may propose.

@@ -3,3 +3,4 @@
 
 pub mod identity;
 pub mod members;
+pub mod v2_tree;

@@ -8,6 +8,7 @@ use crate::base::ids::{ClusterId, MemberId};
 use crate::cli::config::{ClusterState, Config};
 use crate::cluster::identity;
 use crate::cluster::members::{Member, Members};
+use crate::cluster::v2_tree;
 use crate::mvcc::backend::Op;
 use crate::node::resolve;
 use crate::pb::raftpb::Entry;
@@ -17,8 +18,10 @@ use crate::raft::log::LogStart;
 use crate::storage::datadir::DataDir;
 use crate::storage::engine::{Engine, OpenKind, Opened};
 use crate::storage::import::{self, ImportError};
+use crate::storage::snap;
 use crate::storage::wal::{Metadata, Replay, Wal, WalError};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +61,7 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
     } else if config.force_new_cluster {
         return Err(FORCED.to_owned());
     }
-    let (mut wal, replay) = Wal::open(&wal_dir).map_err(|error| error.to_string())?;
+    let (mut wal, mut replay) = Wal::open(&wal_dir).map_err(|error| error.to_string())?;
     if let Some(offset) = replay.repaired_at {
         tracing::warn!(offset, "repaired the torn tail of the WAL");
     }
@@ -69,19 +72,12 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
     let metadata = replay.metadata;
     let member = MemberId(metadata.node_id);
     let cluster = ClusterId(metadata.cluster_id);
-    if replay.first_index > 1 {
-        return Err(format!(
-            "the log begins at index {}: what was before it is in snapshot files of etcd, which \
-             cannot be imported yet",
-            replay.first_index
-        ));
-    }
+    let (from, mut members) = beginning(&dir, &mut replay)?;
     let (engine, mut machine) = open_machine(config, &dir, metadata)?;
 
     let commit = committed(&wal, &replay, machine.position().0)?;
     let snapshot_index = snapshot_index(&replay, machine.position().0)?;
-    let mut members = Members::default();
-    feed(&wal, commit, &mut machine, &mut members)?;
+    feed(&wal, from..=commit, &mut machine, &mut members)?;
     machine.flush_position();
     defragment_if_worth_it(config, &engine, &mut machine);
     let log = LogStart {
@@ -147,6 +143,31 @@ fn committed(wal: &Wal, replay: &Replay, engine_index: u64) -> Result<u64, Strin
     Ok(commit)
 }
 
+/// The first entry to feed, and the members before it: a log that begins later than with entry 1
+/// follows one of etcd's `.snap` files.
+fn beginning(dir: &DataDir, replay: &mut Replay) -> Result<(u64, Members), String> {
+    if replay.first_index == 1 {
+        return Ok((1, Members::default()));
+    }
+    let mut recorded = replay.snapshots.clone();
+    recorded.retain(|(index, _)| *index <= replay.hard_state.commit);
+    let snap = snap::newest(&dir.snap(), &recorded).map_err(|error| error.to_string())?;
+    let Some(snap) = snap.filter(|snap| snap.index + 1 >= replay.first_index) else {
+        return Err(format!(
+            "the log begins at index {}, and no readable snapshot in {} reaches that far",
+            replay.first_index,
+            dir.snap().display()
+        ));
+    };
+    let members = v2_tree::members(&snap.tree)
+        .map_err(|error| format!("the snapshot at index {}: {error}", snap.index))?;
+    tracing::info!(index = snap.index, term = snap.term, "the log follows a snapshot");
+    if replay.term_runs.first().is_none_or(|(start, _)| *start > snap.index) {
+        replay.term_runs.insert(0, (snap.index, snap.term));
+    }
+    Ok((snap.index + 1, members))
+}
+
 /// The newest snapshot that an etcd recorded in the log, 0 if none. What it held may be in no
 /// entry: a restored cluster begins with it.
 fn snapshot_index(replay: &Replay, engine_index: u64) -> Result<u64, String> {
@@ -155,7 +176,8 @@ fn snapshot_index(replay: &Replay, engine_index: u64) -> Result<u64, String> {
     if newest > engine_index {
         return Err(format!(
             "the log has a snapshot at index {newest}, but the database is at {engine_index}: it \
-             is an older one"
+             is an older one (a {newest:016x}.snap.db that came from a leader is not put into its \
+             place yet)"
         ));
     }
     Ok(newest)
@@ -230,18 +252,19 @@ fn open_engine(dir: &DataDir, metadata: Metadata) -> Result<Engine, String> {
 /// Rows that membership leaves in the engine are compared with what is there.
 fn feed(
     wal: &Wal,
-    commit: u64,
+    range: RangeInclusive<u64>,
     machine: &mut Machine,
     members: &mut Members,
 ) -> Result<(), String> {
     let mut rows = BTreeMap::new();
-    if commit > 0 {
+    if !range.is_empty() {
         let mut visit = |entry: Entry| {
             let left = feed_entry(&entry, machine, members)?;
             rows.extend(left.into_iter().map(|(bucket, key, value)| ((bucket, key), value)));
             Ok(())
         };
-        wal.reader().for_each(1, commit, &mut visit).map_err(|error| error.to_string())?;
+        let (from, commit) = range.into_inner();
+        wal.reader().for_each(from, commit, &mut visit).map_err(|error| error.to_string())?;
     }
     let mended = machine.mend(rows).map_err(|error| error.to_string())?;
     if mended > 0 {

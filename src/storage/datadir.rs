@@ -129,9 +129,7 @@ impl DataDir {
         for entry in entries {
             let path = entry.map_err(io(&snap))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            // A database on its way from a leader that was not put into its place.
-            let in_flight = name.ends_with(".snap.db");
-            if in_flight || (name.ends_with(".snap") && self.database.is_none()) {
+            if name.ends_with(".snap") && self.database.is_none() {
                 return Err(DataDirError::ForeignEtcd(path));
             }
         }
@@ -209,12 +207,6 @@ mod tests {
         }
         std::fs::write(&db, b"x").unwrap();
         assert!(DataDir::open(&root).unwrap().database().is_some());
-        let in_flight = db.with_file_name("0000000000000001.snap.db");
-        std::fs::write(&in_flight, b"x").unwrap();
-        match DataDir::open(&root) {
-            Err(DataDirError::ForeignEtcd(path)) => assert_eq!(path, in_flight),
-            other => panic!("{other:?}"),
-        }
     }
 
     #[test]

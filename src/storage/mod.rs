@@ -7,4 +7,5 @@ pub mod datadir;
 pub mod engine;
 pub mod image;
 pub mod import;
+pub mod snap;
 pub mod wal;
