@@ -12,6 +12,7 @@
 #   scripts/judge.sh damage                 torn, flipped, cut and deleted files
 #   scripts/judge.sh snapshot               snapshots under writers, restored into etcd
 #   scripts/judge.sh compaction             put latency beside a long compaction
+#   scripts/judge.sh import                 an etcd's directory taken over and given back
 #
 # RUSD_BIN (default: a release build of this tree) is the server under judgement,
 # ETCD_BIN (default: e2e/bin/etcd, built when absent) the reference.
@@ -63,6 +64,7 @@ snapshot)
 	done
 	exec "$judge" snapshot --etcd "$ETCD_BIN" --server "$RUSD_BIN" \
 		--etcdctl "$root/e2e/bin/etcdctl" --etcdutl "$root/e2e/bin/etcdutl" "$@" ;;
+import) etcd; rusd; exec "$judge" import --etcd "$ETCD_BIN" --server "$RUSD_BIN" "$@" ;;
 damage) rusd; exec "$judge" damage --server "$RUSD_BIN" "$@" ;;
 compaction) etcd; rusd; exec "$judge" compaction --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
 *) exec "$judge" ;;
