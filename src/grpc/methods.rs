@@ -91,6 +91,13 @@ pub static METHODS: &[Method] = &numbered([
     method("etcdserverpb.Auth", "RoleDelete", Kind::Unary),
     method("etcdserverpb.Auth", "RoleGrantPermission", Kind::Unary),
     method("etcdserverpb.Auth", "RoleRevokePermission", Kind::Unary),
+    method("v3lockpb.Lock", "Lock", Kind::Unary),
+    method("v3lockpb.Lock", "Unlock", Kind::Unary),
+    method("v3electionpb.Election", "Campaign", Kind::Unary),
+    method("v3electionpb.Election", "Proclaim", Kind::Unary),
+    method("v3electionpb.Election", "Leader", Kind::Unary),
+    method("v3electionpb.Election", "Observe", Kind::ServerStream),
+    method("v3electionpb.Election", "Resign", Kind::Unary),
     method("grpc.health.v1.Health", "Check", Kind::Unary),
     method("grpc.health.v1.Health", "Watch", Kind::ServerStream),
 ]);

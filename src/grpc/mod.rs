@@ -4,13 +4,16 @@
 
 pub mod access;
 pub mod auth;
+mod caller;
 pub mod calls;
 pub mod cluster;
 pub mod edge;
+pub mod election;
 pub mod health;
 pub mod kv;
 pub mod layer;
 pub mod lease;
+pub mod lock;
 pub mod maintenance;
 pub mod messages;
 pub mod methods;
@@ -30,7 +33,9 @@ pub use edge::{Edge, GrpcOptions, Image, Reads, VERSION};
 pub use observer::{NoObserver, Observer};
 
 use crate::actors::handle::NodeHandle;
-use crate::pb::{etcdserverpb as rpc, health as healthpb};
+use crate::pb::{
+    etcdserverpb as rpc, health as healthpb, v3electionpb as electionpb, v3lockpb as lockpb,
+};
 use bytes::Bytes;
 use messages::Sent;
 use std::sync::Arc;
@@ -49,6 +54,8 @@ struct Parts {
     cluster: rpc::cluster_server::ClusterServer<cluster::Service>,
     maintenance: rpc::maintenance_server::MaintenanceServer<maintenance::Service>,
     auth: rpc::auth_server::AuthServer<auth::Service>,
+    lock: lockpb::lock_server::LockServer<lock::Service>,
+    election: electionpb::election_server::ElectionServer<election::Service>,
     health: healthpb::health_server::HealthServer<health::Service>,
 }
 
@@ -76,6 +83,11 @@ impl Services {
                 maintenance::Service(edge.clone())
             ),
             auth: serve!(rpc::auth_server::AuthServer<_>, auth::Service(edge.clone())),
+            lock: serve!(lockpb::lock_server::LockServer<_>, lock::Service(edge.clone())),
+            election: serve!(
+                electionpb::election_server::ElectionServer<_>,
+                election::Service(edge.clone())
+            ),
             health: serve!(healthpb::health_server::HealthServer<_>, health::Service(edge.clone())),
             edge,
         }))
@@ -100,6 +112,8 @@ impl Services {
                 "etcdserverpb.Cluster" => to!(cluster),
                 "etcdserverpb.Maintenance" => to!(maintenance),
                 "etcdserverpb.Auth" => to!(auth),
+                "v3lockpb.Lock" => to!(lock),
+                "v3electionpb.Election" => to!(election),
                 "grpc.health.v1.Health" => to!(health),
                 other => return status::unknown_service(other).into_http(),
             };

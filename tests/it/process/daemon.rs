@@ -7,6 +7,8 @@ use rusd::pb::etcdserverpb::kv_client::KvClient;
 use rusd::pb::etcdserverpb::lease_client::LeaseClient;
 use rusd::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 use rusd::pb::etcdserverpb::watch_client::WatchClient;
+use rusd::pb::v3electionpb::election_client::ElectionClient;
+use rusd::pb::v3lockpb::lock_client::LockClient;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::OpenOptions;
 use std::net::TcpListener;
@@ -139,7 +141,7 @@ impl Member {
         self.dir.path().join("data")
     }
 
-    fn channel(&self) -> Channel {
+    pub fn channel(&self) -> Channel {
         Endpoint::from_shared(format!("http://127.0.0.1:{}", self.client_port))
             .unwrap()
             .connect_timeout(Duration::from_secs(2))
@@ -165,6 +167,14 @@ impl Member {
 
     pub fn watch(&self) -> WatchClient<Channel> {
         WatchClient::new(self.channel())
+    }
+
+    pub fn lock(&self) -> LockClient<Channel> {
+        LockClient::new(self.channel())
+    }
+
+    pub fn election(&self) -> ElectionClient<Channel> {
+        ElectionClient::new(self.channel())
     }
 
     /// Everything it has logged, in all its lives.

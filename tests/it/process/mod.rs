@@ -7,6 +7,7 @@ mod damage;
 mod durable;
 mod lease;
 mod load;
+mod lock;
 mod maintenance;
 mod quota;
 mod refusals;
