@@ -12,14 +12,9 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use axum::routing::any;
 use prost::Message;
-use std::time::Duration;
 
 /// The cluster's id on answers about members.
 const CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
-/// How long a lease request waits for this member to apply what it has committed.
-const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often it looks.
-const APPLY_POLL: Duration = Duration::from_millis(5);
 /// Bytes of a lease request; the messages hold two numbers.
 const LEASE_BODY_BYTES_MAX: usize = 64 * 1024;
 /// A lease that a leader does not know has this TTL in an answer.
@@ -116,28 +111,26 @@ where
     }
 }
 
-/// Waits until everything committed at the call is applied.
-async fn caught_up(node: &NodeHandle) -> Result<(), Box<Response<Body>>> {
-    let target = node.raft_status().committed_index;
-    let wait = async {
-        while node.raft_status().applied_index < target {
-            tokio::time::sleep(APPLY_POLL).await;
-        }
-    };
-    tokio::time::timeout(APPLY_TIMEOUT, wait).await.map_err(|_| {
-        let text = "waiting for node to catch up its applied index has timed out";
-        refuse(StatusCode::REQUEST_TIMEOUT, text)
-    })
-}
-
 fn is_leader(node: &NodeHandle) -> bool {
     node.raft_status().leader == node.member_id()
 }
 
-/// Only the leader answers, so that members without one do not forward in a circle.
+/// What goes back for an error. The member that asked tries again after all but the first.
+fn lease_failure(error: Error, otherwise: StatusCode) -> Box<Response<Body>> {
+    match error {
+        Error::LeaseNotFound => refuse(StatusCode::NOT_FOUND, "lease not found"),
+        Error::TimeoutWaitAppliedIndex => {
+            let text = "waiting for node to catch up its applied index has timed out";
+            refuse(StatusCode::REQUEST_TIMEOUT, text)
+        }
+        error => refuse(otherwise, &error_text(error)),
+    }
+}
+
+/// Only the leader answers, once it has applied what is committed; members without one must not
+/// forward in a circle.
 async fn renew(node: NodeHandle, body: Bytes) -> Answered {
     let request = LeaseKeepAliveRequest::decode(body).map_err(bad_message)?;
-    caught_up(&node).await?;
     if !is_leader(&node) {
         return Err(refuse(StatusCode::BAD_REQUEST, "not a primary lessor"));
     }
@@ -146,24 +139,20 @@ async fn renew(node: NodeHandle, body: Bytes) -> Answered {
             let answer = LeaseKeepAliveResponse { id: request.id, ttl, ..Default::default() };
             Ok(answer.encode_to_vec())
         }
-        Err(Error::LeaseNotFound) => Err(refuse(StatusCode::NOT_FOUND, "lease not found")),
-        Err(error) => Err(refuse(StatusCode::BAD_REQUEST, &error_text(error))),
+        Err(error) => Err(lease_failure(error, StatusCode::BAD_REQUEST)),
     }
 }
 
 async fn time_to_live(node: NodeHandle, body: Bytes) -> Answered {
     let request = LeaseInternalRequest::decode(body).map_err(bad_message)?;
     let request = request.lease_time_to_live_request.unwrap_or_default();
-    caught_up(&node).await?;
     if !is_leader(&node) {
         return Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, "not a primary lessor"));
     }
     let mut answer = match node.lease_time_to_live(request).await {
         Ok(answer) if answer.ttl != NO_LEASE_TTL => answer,
-        Ok(_) | Err(Error::LeaseNotFound) => {
-            return Err(refuse(StatusCode::NOT_FOUND, "lease not found"));
-        }
-        Err(error) => return Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, &error_text(error))),
+        Ok(_) => return Err(lease_failure(Error::LeaseNotFound, StatusCode::NOT_FOUND)),
+        Err(error) => return Err(lease_failure(error, StatusCode::INTERNAL_SERVER_ERROR)),
     };
     // The member that asked fills in its own header.
     answer.header = Some(Default::default());

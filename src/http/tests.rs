@@ -66,7 +66,14 @@ impl Node for Fake {
         (!self.leaderless).then(|| "3.5.0".into())
     }
     fn lease_renew(&self, id: i64) -> Answer<'_, Result<i64>> {
-        Box::pin(async move { if id == 7 { Ok(60) } else { Err(Error::LeaseNotFound) } })
+        let behind = self.lagging;
+        Box::pin(async move {
+            match id {
+                7 if behind => Err(Error::TimeoutWaitAppliedIndex),
+                7 => Ok(60),
+                _ => Err(Error::LeaseNotFound),
+            }
+        })
     }
     fn lease_time_to_live(
         &self,

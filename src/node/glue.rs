@@ -281,26 +281,20 @@ impl crate::grpc::Image for ImageReader {
 
 /// Lease calls of a follower to its leader, over the peer port.
 pub struct Forward {
-    connector: Arc<Connector>,
+    peers: rafthttp::Pool,
 }
 
 impl Forward {
     /// Over the peers' connections.
     pub fn new(connector: Arc<Connector>) -> Forward {
-        Forward { connector }
+        Forward { peers: rafthttp::Pool::new(connector) }
     }
 
     async fn post(&self, urls: &[String], path: &str, body: Vec<u8>) -> Result<Bytes> {
         for url in parse_urls(urls) {
-            let answer = rafthttp::post(
-                self.connector.as_ref(),
-                &url,
-                path,
-                "application/protobuf",
-                Bytes::from(body.clone()),
-                FORWARD_TIMEOUT,
-            )
-            .await;
+            let body = Bytes::from(body.clone());
+            let kind = "application/protobuf";
+            let answer = self.peers.post(&url, path, kind, body, FORWARD_TIMEOUT).await;
             match answer {
                 Ok((status, body)) if status.is_success() => return Ok(body),
                 Ok((status, _)) if status.as_u16() == 404 => return Err(Error::LeaseNotFound),

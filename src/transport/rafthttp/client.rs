@@ -66,7 +66,7 @@ impl Drop for Connection {
     }
 }
 
-fn timed_out(what: &str) -> io::Error {
+pub(super) fn timed_out(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("{what} timed out"))
 }
 
@@ -86,6 +86,19 @@ pub(super) fn request(
         .map_err(io::Error::other)?;
     request.headers_mut().extend(headers);
     Ok(request)
+}
+
+/// Connects within `wait`. The connection ends when the sender is dropped.
+pub(super) async fn dial(
+    connect: &dyn Connect,
+    url: &Url,
+    wait: Duration,
+) -> io::Result<http1::SendRequest<Full<Bytes>>> {
+    let io = timeout(wait, connect.connect(url)).await.map_err(|_| timed_out("dial"))??;
+    let (sender, driver) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
+    // Its errors reach the request or the body.
+    tokio::spawn(driver);
+    Ok(sender)
 }
 
 /// Connects within `dial` and sends `request`; the answer's head must come within `answer`.
@@ -174,22 +187,4 @@ pub async fn get_members(
         }
     }
     Err(io::Error::other("could not retrieve cluster information from the given URLs"))
-}
-
-/// Posts `body` to `path` and returns the whole answer; `wait` bounds each of dial, head and body.
-pub async fn post(
-    connect: &dyn Connect,
-    url: &Url,
-    path: &str,
-    content_type: &str,
-    body: Bytes,
-    wait: Duration,
-) -> io::Result<(StatusCode, Bytes)> {
-    let mut headers = HeaderMap::new();
-    let kind = http::HeaderValue::from_str(content_type).map_err(io::Error::other)?;
-    headers.insert(http::header::CONTENT_TYPE, kind);
-    let request = request(Method::POST, url, path, headers, body)?;
-    let (response, _connection) = exchange(connect, url, request, wait, wait).await?;
-    let status = response.status();
-    Ok((status, read_all(response.into_body(), ANSWER_BYTES_MAX, wait).await?))
 }

@@ -6,6 +6,7 @@ mod client;
 pub mod codec;
 mod connect;
 mod peer;
+mod pool;
 mod queue;
 mod server;
 #[cfg(test)]
@@ -22,8 +23,9 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 
-pub use client::{ANSWER_BYTES_MAX, Member, get_members, get_version, post};
+pub use client::{ANSWER_BYTES_MAX, Member, get_members, get_version};
 pub use connect::{Connect, Connecting, Io, PlainConnect};
+pub use pool::Pool;
 
 use crate::base::ids::{ClusterId, MemberId};
 use crate::base::url::Url;
