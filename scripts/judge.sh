@@ -7,6 +7,7 @@
 #   scripts/judge.sh watchload              200 watchers over compactions and kills
 #   scripts/judge.sh soak --minutes 10      a steady load; memory must not grow
 #   scripts/judge.sh locks --seeds 20       one random script of locks and elections to both
+#   scripts/judge.sh leases --members 3     100,000 leases that expire in the same second
 #   scripts/judge.sh kill --members 3       SIGKILL rounds under writers
 #   scripts/judge.sh mixed --tls self       two etcd members and one rusd
 #   scripts/judge.sh badinput               hostile bytes on every port
@@ -55,6 +56,7 @@ authtable) etcd; rusd; exec "$judge" authtable --etcd "$ETCD_BIN" --rusd "$RUSD_
 watchload) rusd; exec "$judge" watchload --server "$RUSD_BIN" "$@" ;;
 soak) rusd; exec "$judge" soak --server "$RUSD_BIN" "$@" ;;
 locks) etcd; rusd; exec "$judge" locks --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
+leases) rusd; exec "$judge" leases --server "$RUSD_BIN" "$@" ;;
 kill) rusd; exec "$judge" kill --server "$RUSD_BIN" "$@" ;;
 mixed) etcd; rusd; exec "$judge" mixed --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
 badinput) etcd; rusd; exec "$judge" badinput --etcd "$ETCD_BIN" --server "$RUSD_BIN" "$@" ;;

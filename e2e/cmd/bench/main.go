@@ -58,6 +58,8 @@ var rows = []row{
 		args: []string{"watch-latency", "--put-rate=500"}},
 	{name: "put, 3 members, 1,000 clients", members: 3, clients: 1_000, total: 50_000, args: putArgs("put")},
 	{name: "txn-put, 3 members, 1,000 clients", members: 3, clients: 1_000, total: 50_000, args: putArgs("txn-put")},
+	{name: "lease keepalive, 1,000 clients", members: 1, clients: 1_000, total: 100_000, args: []string{"lease-keepalive"}},
+	{name: "lease keepalive, 3 members, 1,000 clients", members: 3, clients: 1_000, total: 50_000, args: []string{"lease-keepalive"}},
 }
 
 // A sample is what one run of one row gave. Restart rows have only Restart.
