@@ -350,6 +350,15 @@ impl Core {
             .map_err(|_| Error::TimeoutWaitAppliedIndex)?
     }
 
+    /// Bounds a lease call that looks for the leader until there is one (etcd v3.5.17
+    /// `v3_server.go` LeaseRenew, waitLeader).
+    async fn at_the_leader<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match self.with_timeout(work).await {
+            Err(Error::Timeout) if self.shared.standing().leader.0 == 0 => Err(Error::NoLeader),
+            answer => answer,
+        }
+    }
+
     /// Where the leader is, if it is another member.
     fn leader_urls(&self) -> Option<Vec<String>> {
         let leader = self.shared.standing().leader;
@@ -363,14 +372,16 @@ impl Core {
         self.leads().await?;
         let (reply, answer) = oneshot::channel();
         self.lease_keeper.do_send(lease_keeper::Renew { id: LeaseId(id), reply });
-        answer.await.unwrap_or(Err(Error::Stopped))
+        // One that was made anew meanwhile is asked again.
+        answer.await.unwrap_or(Err(Error::NotLeader))
     }
 
     async fn remaining_here(&self, id: i64) -> Result<(i64, i64)> {
         self.leads().await?;
         let (reply, answer) = oneshot::channel();
         self.lease_keeper.do_send(lease_keeper::Remaining { id: LeaseId(id), reply });
-        answer.await.unwrap_or(Err(Error::Stopped))
+        // As above.
+        answer.await.unwrap_or(Err(Error::NotLeader))
     }
 }
 
@@ -429,7 +440,7 @@ impl Node for Core {
     }
 
     fn lease_renew(&self, id: i64) -> Answer<'_, Result<i64>> {
-        Box::pin(self.with_timeout(async move {
+        Box::pin(self.at_the_leader(async move {
             loop {
                 match self.renew_here(id).await {
                     Err(Error::NotLeader) => {}
@@ -450,7 +461,7 @@ impl Node for Core {
         &self,
         request: rpc::LeaseTimeToLiveRequest,
     ) -> Answer<'_, Result<rpc::LeaseTimeToLiveResponse>> {
-        Box::pin(self.with_timeout(async move {
+        Box::pin(self.at_the_leader(async move {
             loop {
                 match self.remaining_here(request.id).await {
                     Ok((granted_ttl, ttl)) => {

@@ -7,22 +7,25 @@ use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
 use crate::base::failpoint;
 use crate::base::ids::LeaseId;
+use crate::base::limits::{
+    LEASE_CHECKPOINTS_PER_ENTRY_MAX, LEASE_CHECKPOINTS_PER_LOOK_MAX, LEASE_REVOKES_IN_FLIGHT_MAX,
+    LEASE_REVOKES_PER_SECOND_MAX,
+};
 use crate::lease::LeaseReader;
+use crate::lease::schedule::{Checkpointed, Renewal, Schedule};
 use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use actix::{Addr, Message};
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// How often expired leases are looked for (etcd v3.5.17 `lease/lessor.go` expiry loop).
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
-/// Revokes proposed in one look, so that an expiry wave leaves room for others.
-const REVOKES_PER_LOOK: usize = 1000;
-/// A revoke that did not come through is proposed again after this long.
-const REVOKE_RETRY: Duration = Duration::from_secs(3);
+/// How often while more have expired than may be revoked at once: a write of someone else waits
+/// behind what one such look proposes.
+const WAVE_INTERVAL: Duration = Duration::from_millis(4);
 
 /// A lease was granted with this TTL in seconds.
 #[derive(Message)]
@@ -37,6 +40,14 @@ pub struct Granted {
 #[rtype(result = "()")]
 pub struct Revoked {
     pub id: LeaseId,
+}
+
+/// A lease's remaining time was checkpointed, in seconds, or its checkpoint removed (0).
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct CheckpointApplied {
+    pub id: LeaseId,
+    pub remaining: i64,
 }
 
 /// This member leads in `term` and has applied everything before its leadership.
@@ -72,24 +83,36 @@ pub struct Remaining {
 #[rtype(result = "()")]
 pub struct ByDeadline(pub oneshot::Sender<Vec<i64>>);
 
-struct Entry {
-    ttl: i64,
-    deadline: Option<Instant>,
-    /// Its revoke is on the way: it cannot be renewed any more, unless leadership ends before.
-    revoking: bool,
+/// What the flags say about leases.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// A new leader gives every lease this much more, since it may have missed renewals.
+    pub extension: Duration,
+    /// How long after a grant or a checkpoint the next checkpoint is due; none are made without.
+    pub checkpoint_interval: Option<Duration>,
 }
+
+/// Interval of checkpoints (etcd v3.5.17 `lease/lessor.go` defaultLeaseCheckpointInterval).
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5 * 60);
+
+/// Who waits for the renewal of one lease.
+type Renewals = Vec<oneshot::Sender<Result<i64>>>;
 
 /// See the module.
 pub struct LeaseKeeper {
-    leases: HashMap<LeaseId, Entry>,
-    /// (deadline, id), with stale pairs among them: the table decides.
-    queue: BinaryHeap<Reverse<(Instant, LeaseId)>>,
-    /// Renewals of leases whose revoke is on the way: answered when it has come through, or when
-    /// leadership ends, so that the lease is renewed at the next leader.
-    late_renewals: Vec<(LeaseId, oneshot::Sender<Result<i64>>)>,
-    leading: Option<u64>,
-    /// A new leader gives every lease this much more, since it may have missed renewals.
-    extension: Duration,
+    schedule: Schedule,
+    /// Counts the keys that a revoke has to delete.
+    leases: LeaseReader,
+    /// Renewals of leases whose revoke, or the removal of whose checkpoint, is on the way: answered
+    /// when it has come through, or when leadership ends, so that the lease is renewed at the next
+    /// leader.
+    waiting: HashMap<LeaseId, Renewals>,
+    term: u64,
+    /// When revokes were last proposed.
+    revoked_at: Instant,
+    /// More have expired than may be revoked at once, and a timer is armed for the rest.
+    in_wave: bool,
+    terms: Terms,
     shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
 }
@@ -103,18 +126,18 @@ impl LeaseKeeper {
     /// lease gets its time anew, as after an election.
     pub fn new(
         leases: &LeaseReader,
-        extension: Duration,
+        terms: Terms,
         shared: Arc<Shared>,
         clock: Arc<dyn Clock>,
     ) -> LeaseKeeper {
-        let entry =
-            |id| Some((id, Entry { ttl: leases.get(id)?, deadline: None, revoking: false }));
         let mut keeper = LeaseKeeper {
-            leases: leases.list().into_iter().filter_map(entry).collect(),
-            queue: BinaryHeap::new(),
-            late_renewals: Vec::new(),
-            leading: None,
-            extension,
+            schedule: Schedule::new(leases.granted(), terms.checkpoint_interval),
+            leases: leases.clone(),
+            waiting: HashMap::new(),
+            term: 0,
+            revoked_at: clock.now(),
+            in_wave: false,
+            terms,
             shared,
             clock,
         };
@@ -125,107 +148,165 @@ impl LeaseKeeper {
     }
 
     fn promote(&mut self, term: u64) {
-        self.stop_revoking();
-        self.leading = Some(term);
-        let ids: Vec<LeaseId> = self.leases.keys().copied().collect();
-        for id in ids {
-            self.set_deadline(id, self.extension);
-        }
+        self.release_waiting();
+        self.term = term;
+        self.schedule.promote(self.clock.now(), self.terms.extension);
     }
 
-    /// Revokes on the way belong to a leadership that is over.
-    fn stop_revoking(&mut self) {
-        self.queue.clear();
-        for entry in self.leases.values_mut() {
-            entry.revoking = false;
-        }
-        for (_, reply) in self.late_renewals.drain(..) {
+    /// What is on the way belongs to a leadership that is over.
+    fn release_waiting(&mut self) {
+        for reply in std::mem::take(&mut self.waiting).into_values().flatten() {
             let _ = reply.send(Err(Error::NotLeader));
         }
     }
 
-    fn set_deadline(&mut self, id: LeaseId, extension: Duration) {
-        let now = self.clock.now();
-        if let Some(entry) = self.leases.get_mut(&id) {
-            let ttl = Duration::from_secs(entry.ttl.max(0).unsigned_abs());
-            let deadline = now + ttl + extension;
-            entry.deadline = Some(deadline);
-            self.queue.push(Reverse((deadline, id)));
-        }
-    }
-
     fn renew(&mut self, id: LeaseId, reply: oneshot::Sender<Result<i64>>) {
-        let answer = match (self.leading, self.leases.get(&id)) {
-            (None, _) => Err(Error::NotLeader),
-            (Some(_), None) => Err(Error::LeaseNotFound),
-            (Some(_), Some(entry)) if entry.revoking => {
-                self.late_renewals.push((id, reply));
+        let answer = match self.schedule.renew(id, self.clock.now()) {
+            Renewal::NotLeading => Err(Error::NotLeader),
+            Renewal::Absent => Err(Error::LeaseNotFound),
+            Renewal::Renewed(ttl) => {
+                metrics().lease_renewed.inc();
+                Ok(ttl)
+            }
+            Renewal::Revoking => return self.waiting.entry(id).or_default().push(reply),
+            Renewal::Clearing { ask } => {
+                self.waiting.entry(id).or_default().push(reply);
+                if ask {
+                    self.clear_checkpoint(id);
+                }
                 return;
             }
-            (Some(_), Some(entry)) => Ok(entry.ttl),
         };
-        if answer.is_ok() {
-            metrics().lease_renewed.inc();
-            self.set_deadline(id, Duration::ZERO);
-        }
         let _ = reply.send(answer);
+    }
+
+    fn answer_waiting(&mut self, id: LeaseId, answer: Result<i64>) {
+        for reply in self.waiting.remove(&id).into_iter().flatten() {
+            if answer.is_ok() {
+                metrics().lease_renewed.inc();
+            }
+            let _ = reply.send(answer);
+        }
     }
 
     fn revoked(&mut self, id: LeaseId) {
         // It was this member that asked for it, because the time was over.
-        if self.leases.remove(&id).is_some_and(|entry| entry.revoking) {
+        if self.schedule.revoked(id) {
             metrics().lease_expired.inc();
         }
-        for (_, reply) in self.late_renewals.extract_if(.., |(late, _)| *late == id) {
-            let _ = reply.send(Err(Error::LeaseNotFound));
+        self.answer_waiting(id, Err(Error::LeaseNotFound));
+    }
+
+    fn checkpointed(&mut self, id: LeaseId, remaining: i64) {
+        match self.schedule.checkpointed(id, remaining, self.clock.now()) {
+            Checkpointed::Noted => {}
+            Checkpointed::Renewed(ttl) => self.answer_waiting(id, Ok(ttl)),
+            Checkpointed::Outdated => self.clear_checkpoint(id),
         }
+    }
+
+    fn leads(&self) -> bool {
+        let standing = self.shared.standing();
+        self.schedule.is_leading() && standing.is_leader && standing.term == self.term
     }
 
     fn look(&mut self) {
         failpoint::hit(failpoint::LEASE_LOOK);
-        self.late_renewals.retain(|(_, reply)| !reply.is_closed());
-        let Some(term) = self.leading else {
-            return;
-        };
-        let standing = self.shared.standing();
-        if !standing.is_leader || standing.term != term {
-            return;
+        self.waiting.retain(|_, renewals| {
+            renewals.retain(|reply| !reply.is_closed());
+            !renewals.is_empty()
+        });
+        if self.leads() {
+            self.revoke_expired();
+            self.checkpoint_due();
+            self.clear_lost();
         }
+    }
+
+    /// As many as the time since the last ones allows, within what may be on the way: an expiry
+    /// wave goes fast, and leaves room for others, on members that apply more slowly too.
+    fn revoke_expired(&mut self) {
         let now = self.clock.now();
-        let mut revokes = Vec::new();
-        while revokes.len() < REVOKES_PER_LOOK {
-            let Some(Reverse((deadline, id))) = self.queue.peek().copied() else {
-                break;
+        let micros = now.saturating_duration_since(self.revoked_at).as_micros();
+        self.revoked_at = now;
+        let allowed = usize::try_from(micros).unwrap_or(usize::MAX);
+        let allowed = allowed.saturating_mul(LEASE_REVOKES_PER_SECOND_MAX) / 1_000_000;
+        let room = LEASE_REVOKES_IN_FLIGHT_MAX.saturating_sub(self.schedule.revoking_weight());
+        let leases = &self.leases;
+        let weigh = |id| leases.count_keys(id, LEASE_REVOKES_IN_FLIGHT_MAX);
+        let expired = self.schedule.take_expired(now, room.min(allowed), weigh);
+        if expired.is_empty() {
+            return;
+        }
+        failpoint::hit(failpoint::LEASE_REVOKE);
+        let revoke = |id: LeaseId| rpc::InternalRaftRequest {
+            lease_revoke: Some(rpc::LeaseRevokeRequest { id: id.0 }),
+            ..rpc::InternalRaftRequest::default()
+        };
+        self.shared.propose_as_leader(self.term, expired.into_iter().map(revoke).collect());
+    }
+
+    fn checkpoint_due(&mut self) {
+        let now = self.clock.now();
+        let due = self.schedule.take_checkpoints(now, LEASE_CHECKPOINTS_PER_LOOK_MAX);
+        self.propose_checkpoints(&due);
+    }
+
+    /// What is renewed has no checkpoint any more, or a later leader would end it too early.
+    fn clear_checkpoint(&self, id: LeaseId) {
+        self.propose_checkpoints(&[(id, 0)]);
+    }
+
+    /// Asks again where the answer is overdue.
+    fn clear_lost(&mut self) {
+        let now = self.clock.now();
+        let lost: Vec<(LeaseId, i64)> = self
+            .waiting
+            .keys()
+            .filter(|id| self.schedule.clears_again(**id, now))
+            .map(|id| (*id, 0))
+            .collect();
+        self.propose_checkpoints(&lost);
+    }
+
+    fn propose_checkpoints(&self, checkpoints: &[(LeaseId, i64)]) {
+        if checkpoints.is_empty() {
+            return;
+        }
+        let entry = |some: &[(LeaseId, i64)]| {
+            let checkpoint = |&(id, remaining_ttl): &(LeaseId, i64)| rpc::LeaseCheckpoint {
+                id: id.0,
+                remaining_ttl,
             };
-            if deadline > now {
-                break;
-            }
-            self.queue.pop();
-            let Some(entry) = self.leases.get_mut(&id) else {
-                continue;
-            };
-            if entry.deadline != Some(deadline) {
-                continue;
-            }
-            let retry = now + REVOKE_RETRY;
-            entry.deadline = Some(retry);
-            entry.revoking = true;
-            self.queue.push(Reverse((retry, id)));
-            revokes.push(rpc::InternalRaftRequest {
-                lease_revoke: Some(rpc::LeaseRevokeRequest { id: id.0 }),
+            let checkpoints = some.iter().map(checkpoint).collect();
+            rpc::InternalRaftRequest {
+                lease_checkpoint: Some(rpc::LeaseCheckpointRequest { checkpoints }),
                 ..rpc::InternalRaftRequest::default()
-            });
-        }
-        if !revokes.is_empty() {
-            failpoint::hit(failpoint::LEASE_REVOKE);
-            self.shared.propose_as_leader(term, revokes);
-        }
+            }
+        };
+        let entries = checkpoints.chunks(LEASE_CHECKPOINTS_PER_ENTRY_MAX).map(entry).collect();
+        self.shared.propose_as_leader(self.term, entries);
     }
 
     fn arm(life: &mut Life<'_, Self>) {
         life.later(EXPIRY_INTERVAL, |keeper, life| {
             keeper.look();
+            keeper.go_on(life);
             Self::arm(life);
+        });
+    }
+
+    fn go_on(&mut self, life: &mut Life<'_, Self>) {
+        if self.in_wave || !self.schedule.has_expired(self.clock.now()) {
+            return;
+        }
+        self.in_wave = true;
+        life.later(WAVE_INTERVAL, |keeper, life| {
+            keeper.in_wave = false;
+            if keeper.leads() {
+                keeper.revoke_expired();
+                keeper.go_on(life);
+            }
         });
     }
 }
@@ -240,16 +321,19 @@ impl Restartable for LeaseKeeper {
 
 impl Handles<Granted> for LeaseKeeper {
     fn handle(&mut self, Granted { id, ttl }: Granted, _: &mut Life<'_, Self>) {
-        self.leases.insert(id, Entry { ttl, deadline: None, revoking: false });
-        if self.leading.is_some() {
-            self.set_deadline(id, Duration::ZERO);
-        }
+        self.schedule.granted(id, ttl, self.clock.now());
     }
 }
 
 impl Handles<Revoked> for LeaseKeeper {
     fn handle(&mut self, Revoked { id }: Revoked, _: &mut Life<'_, Self>) {
         self.revoked(id);
+    }
+}
+
+impl Handles<CheckpointApplied> for LeaseKeeper {
+    fn handle(&mut self, applied: CheckpointApplied, _: &mut Life<'_, Self>) {
+        self.checkpointed(applied.id, applied.remaining);
     }
 }
 
@@ -261,8 +345,8 @@ impl Handles<Promoted> for LeaseKeeper {
 
 impl Handles<Demoted> for LeaseKeeper {
     fn handle(&mut self, _: Demoted, _: &mut Life<'_, Self>) {
-        self.leading = None;
-        self.stop_revoking();
+        self.schedule.demote();
+        self.release_waiting();
     }
 }
 
@@ -274,16 +358,10 @@ impl Handles<Renew> for LeaseKeeper {
 
 impl Handles<Remaining> for LeaseKeeper {
     fn handle(&mut self, Remaining { id, reply }: Remaining, _: &mut Life<'_, Self>) {
-        let now = self.clock.now();
-        let answer = match (self.leading, self.leases.get(&id)) {
-            (None, _) => Err(Error::NotLeader),
-            (Some(_), None) => Err(Error::LeaseNotFound),
-            (Some(_), Some(entry)) if entry.revoking => Ok((entry.ttl, 0)),
-            (Some(_), Some(entry)) => {
-                let left =
-                    entry.deadline.map_or(Duration::ZERO, |d| d.saturating_duration_since(now));
-                Ok((entry.ttl, i64::try_from(left.as_secs()).unwrap_or(i64::MAX)))
-            }
+        let answer = match self.schedule.remaining(id, self.clock.now()) {
+            _ if !self.schedule.is_leading() => Err(Error::NotLeader),
+            None => Err(Error::LeaseNotFound),
+            Some((ttl, left)) => Ok((ttl, i64::try_from(left.as_secs()).unwrap_or(i64::MAX))),
         };
         let _ = reply.send(answer);
     }
@@ -291,13 +369,7 @@ impl Handles<Remaining> for LeaseKeeper {
 
 impl Handles<ByDeadline> for LeaseKeeper {
     fn handle(&mut self, ByDeadline(reply): ByDeadline, _: &mut Life<'_, Self>) {
-        let mut leases: Vec<(bool, Option<Instant>, i64)> = self
-            .leases
-            .iter()
-            .map(|(id, entry)| (entry.deadline.is_none(), entry.deadline, id.0))
-            .collect();
-        leases.sort_unstable();
-        let _ = reply.send(leases.into_iter().map(|(_, _, id)| id).collect());
+        let _ = reply.send(self.schedule.by_end().into_iter().map(|id| id.0).collect());
     }
 }
 
@@ -311,6 +383,7 @@ mod tests {
     use crate::mvcc::backend::MemBackend;
     use crate::raft::driver::Standing;
     use parking_lot::Mutex;
+    use prost::Message as _;
     use std::collections::BTreeMap;
 
     struct ManualClock(Mutex<Instant>);
@@ -350,7 +423,8 @@ mod tests {
         fn keeper(&self) -> LeaseKeeper {
             let reader = self.leases.reader();
             let extension = Duration::from_secs(1);
-            LeaseKeeper::new(&reader, extension, self.shared.clone(), self.clock.clone())
+            let terms = Terms { extension, checkpoint_interval: Some(CHECKPOINT_INTERVAL) };
+            LeaseKeeper::new(&reader, terms, self.shared.clone(), self.clock.clone())
         }
 
         fn lead(&self, term: u64) {
@@ -371,23 +445,23 @@ mod tests {
 
     fn is_revoking(keeper: &mut LeaseKeeper) -> bool {
         keeper.look();
-        keeper.leases[&LEASE].revoking
+        keeper.schedule.revoking_weight() > 0
     }
 
     #[test]
     fn one_made_anew_leads_and_extends_only_if_it_was_promoted() {
         let world = World::new();
-        assert_eq!(world.keeper().leading, None);
+        assert!(!world.keeper().schedule.is_leading());
         world.lead(5);
         let mut keeper = world.keeper();
-        assert_eq!(keeper.leading, Some(5));
+        assert!(keeper.schedule.is_leading() && keeper.term == 5);
         world.pass(10);
         assert!(!is_revoking(&mut keeper), "the extension is not over");
         world.pass(1);
         assert!(is_revoking(&mut keeper));
         // Elected again, but what came before is not applied.
         world.shared.publish_standing(Standing { term: 6, is_leader: true, ..Standing::default() });
-        assert_eq!(world.keeper().leading, None);
+        assert!(!world.keeper().schedule.is_leading());
     }
 
     #[test]
@@ -414,5 +488,87 @@ mod tests {
         keeper.promote(7);
         assert_eq!(late.try_recv().unwrap(), Err(Error::NotLeader));
         assert_eq!(renew(&mut keeper).try_recv().unwrap(), Ok(10), "alive in the new term");
+    }
+
+    fn checkpoints(world: &mut World) -> Vec<(i64, i64)> {
+        let mut found = Vec::new();
+        while let Some(Ask::ProposeAsLeader { term: 5, payloads }) = world.outlet.take() {
+            for payload in payloads {
+                let request = rpc::InternalRaftRequest::decode(payload).unwrap();
+                let checkpoints = request.lease_checkpoint.into_iter().flat_map(|r| r.checkpoints);
+                found.extend(checkpoints.map(|c| (c.id, c.remaining_ttl)));
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn checkpoints_are_proposed_and_a_renewal_removes_them_first() {
+        let mut world = World::new();
+        let long = LeaseId(9);
+        world.leases.grant(long, 1000).unwrap();
+        world.lead(5);
+        let mut keeper = world.keeper();
+        world.pass(9);
+        assert_eq!(renew(&mut keeper).try_recv().unwrap(), Ok(10));
+        world.pass(291);
+        keeper.look();
+        assert_eq!(checkpoints(&mut world), [(9, 701)], "the extension included");
+        keeper.checkpointed(long, 701);
+        let ask = |keeper: &mut LeaseKeeper| {
+            let (reply, answer) = oneshot::channel();
+            keeper.renew(long, reply);
+            answer
+        };
+        let (mut one, mut other) = (ask(&mut keeper), ask(&mut keeper));
+        assert_eq!(checkpoints(&mut world), [(9, 0)], "asked for once");
+        world.pass(3);
+        keeper.look();
+        assert_eq!(checkpoints(&mut world), [(9, 0)], "and again when it was lost");
+        assert!(one.try_recv().is_err() && other.try_recv().is_err(), "not yet safe");
+        keeper.checkpointed(long, 0);
+        assert_eq!((one.try_recv(), other.try_recv()), (Ok(Ok(1000)), Ok(Ok(1000))));
+        // Renewed twice in a row, there is nothing to remove.
+        assert_eq!(ask(&mut keeper).try_recv().unwrap(), Ok(1000));
+        assert!(checkpoints(&mut world).is_empty());
+    }
+
+    #[test]
+    fn an_expiry_wave_is_fast_and_leaves_room() {
+        let mut world = World::new();
+        let count = 100_000;
+        for id in 0..count {
+            world.leases.grant(LeaseId(100 + id), 10).unwrap();
+        }
+        world.lead(5);
+        let mut keeper = world.keeper();
+        world.pass(11);
+        keeper.look();
+        let (mut revoked, mut passes) = (0, 0);
+        while keeper.schedule.has_expired(world.clock.now()) {
+            *world.clock.0.lock() += WAVE_INTERVAL;
+            passes += 1;
+            while let Some(Ask::ProposeAsLeader { payloads, .. }) = world.outlet.take() {
+                assert!(payloads.len() <= LEASE_REVOKES_IN_FLIGHT_MAX);
+                for payload in payloads {
+                    let request = rpc::InternalRaftRequest::decode(payload).unwrap();
+                    keeper.revoked(LeaseId(request.lease_revoke.unwrap().id));
+                    revoked += 1;
+                }
+            }
+            keeper.revoke_expired();
+            assert!(keeper.schedule.revoking_weight() <= LEASE_REVOKES_IN_FLIGHT_MAX);
+        }
+        assert!(revoked >= count - LEASE_REVOKES_IN_FLIGHT_MAX as i64);
+        assert!(passes * WAVE_INTERVAL < Duration::from_secs(4), "{passes} passes");
+        // Without an answer nothing more goes out.
+        for id in 0..2 * LEASE_REVOKES_IN_FLIGHT_MAX as i64 {
+            keeper.schedule.granted(LeaseId(1 + id), 2, world.clock.now());
+        }
+        world.pass(3);
+        keeper.revoke_expired();
+        world.pass(1);
+        keeper.revoke_expired();
+        assert_eq!(keeper.schedule.revoking_weight(), LEASE_REVOKES_IN_FLIGHT_MAX);
     }
 }

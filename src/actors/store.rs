@@ -300,8 +300,9 @@ impl StoreActor {
             Effect::Tokens(change) => self.provider.change(change, self.pace.clock.now()),
             // The machine has published the state.
             Effect::AuthChanged => self.shared.auth_changed(),
-            // Lease checkpoints come with the next issue.
-            Effect::LeaseCheckpointed { .. } => {}
+            Effect::LeaseCheckpointed { id, remaining_ttl: remaining } => {
+                self.tell_lease_keeper(lease_keeper::CheckpointApplied { id, remaining });
+            }
         }
     }
 

@@ -69,3 +69,14 @@ pub const JWT_CACHED_MAX: usize = 4096;
 pub const JWT_CACHED_BYTES_MAX: usize = 4096;
 /// Bytes of a user's or role's name: bbolt's longest key, so that the row fits into etcd's file.
 pub const AUTH_NAME_BYTES_MAX: usize = 32_768;
+/// Revokes of expired leases on their way through the log, a lease with many keys counting as so
+/// many: what a write of someone else may have to wait behind.
+pub const LEASE_REVOKES_IN_FLIGHT_MAX: usize = 512;
+/// Expired leases revoked in a second, counted in the same way: 100,000 that end together are gone
+/// within 5 s, and slower members keep up.
+pub const LEASE_REVOKES_PER_SECOND_MAX: usize = 30_000;
+/// Leases whose remaining time one entry of the log tells (etcd v3.5.17 `lease/lessor.go`
+/// maxLeaseCheckpointBatchSize).
+pub const LEASE_CHECKPOINTS_PER_ENTRY_MAX: usize = 1000;
+/// Checkpoints proposed at once, so that a wave of them leaves room for others.
+pub const LEASE_CHECKPOINTS_PER_LOOK_MAX: usize = 20 * LEASE_CHECKPOINTS_PER_ENTRY_MAX;

@@ -111,7 +111,6 @@ const NO_PPROF: Effect = Effect::AcceptedWithoutEffect("there is no Go runtime t
 const SNAPSHOTS: Effect = Effect::Later("no snapshot is written and no log is released");
 const CHECKPOINTS: Effect = Effect::Later("there is no bbolt file to commit to");
 const CORRUPTION: Effect = Effect::Later("there is no corruption check");
-const LEASE_CHECKPOINTS: Effect = Effect::Later("lease checkpoints are not proposed");
 const MEMBERSHIP: Effect = Effect::Later("members cannot be added or removed");
 const JOINING: Effect = Effect::Later("joining an existing cluster is refused");
 const DOWNGRADE: Effect = Effect::Later("there is no downgrade");
@@ -264,8 +263,8 @@ pub const FLAGS: &[Flag] = &[
     f(EXPERIMENTAL, "experimental-compact-hash-check-enabled", Bool, "false", CORRUPTION, "Let the leader compare hashes taken at compactions."),
     f(EXPERIMENTAL, "experimental-compact-hash-check-time", Duration, "1m", CORRUPTION, "Interval of comparing compaction hashes."),
     f(EXPERIMENTAL, "experimental-enable-v2v3", Text, "", Effect::AcceptedWithoutEffect("v2 on top of v3 is not implemented"), "Prefix under which v2 requests are served from v3."),
-    f(EXPERIMENTAL, "experimental-enable-lease-checkpoint", Bool, "false", LEASE_CHECKPOINTS, "Replicate the remaining life of long leases."),
-    f(EXPERIMENTAL, "experimental-enable-lease-checkpoint-persist", Bool, "false", LEASE_CHECKPOINTS, "Also store it; needs experimental-enable-lease-checkpoint."),
+    f(EXPERIMENTAL, "experimental-enable-lease-checkpoint", Bool, "false", W, "Replicate the remaining life of long leases."),
+    f(EXPERIMENTAL, "experimental-enable-lease-checkpoint-persist", Bool, "false", W, "Also store it; needs experimental-enable-lease-checkpoint."),
     f(EXPERIMENTAL, "experimental-compaction-batch-limit", Int, "0", W, "Most revisions removed in one step of a compaction (0: 1000)."),
     f(EXPERIMENTAL, "experimental-compaction-sleep-interval", Duration, "0s", W, "Pause between the steps of a compaction (0: 10ms)."),
     f(EXPERIMENTAL, "experimental-peer-skip-client-san-verification", Bool, "false", W, "Do not check the host names in certificates of connecting peers."),

@@ -1,5 +1,10 @@
-//! The lease table: who exists, with which TTL, and which keys hang on it. Deadlines are not here.
+//! The lease table: who exists, with which TTL, and which keys hang on it; all members agree on it.
+//! When leases end, only the leader knows: [`schedule`].
 //! Uses: base, mvcc, pb
+
+pub mod schedule;
+#[cfg(test)]
+mod tests;
 
 use crate::base::error::{Error, Result};
 use crate::base::ids::LeaseId;
@@ -8,6 +13,7 @@ use crate::pb::leasepb;
 use bytes::Bytes;
 use crossbeam_skiplist::{SkipMap, SkipSet};
 use prost::Message;
+use schedule::Granted;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -46,11 +52,20 @@ impl LeaseReader {
         self.shared.leases.get(&id.0).map(|entry| entry.value().ttl)
     }
 
-    /// The checkpointed remaining TTL in seconds, or the granted one if there is none.
-    pub fn remaining(&self, id: LeaseId) -> Option<i64> {
-        let entry = self.shared.leases.get(&id.0)?;
-        let remaining = entry.value().remaining.load(Ordering::Relaxed);
-        Some(if remaining > 0 { remaining } else { entry.value().ttl })
+    /// All leases, ascending, with what a leader starts from.
+    pub fn granted(&self) -> Vec<Granted> {
+        let leases = self.shared.leases.iter();
+        let granted = leases.map(|entry| {
+            let remaining = entry.value().remaining.load(Ordering::Relaxed);
+            Granted { id: LeaseId(*entry.key()), ttl: entry.value().ttl, remaining }
+        });
+        granted.collect()
+    }
+
+    /// How many keys hang on a lease, counted up to `max`.
+    pub fn count_keys(&self, id: LeaseId, max: usize) -> usize {
+        let keys = self.shared.keys.range((id.0, Bytes::new())..);
+        keys.take_while(|entry| entry.value().0 == id.0).take(max).count()
     }
 
     /// The keys that hang on a lease, in order.
@@ -179,60 +194,4 @@ fn row_key(id: LeaseId) -> Bytes {
 fn row(id: LeaseId, ttl: i64, remaining_ttl: i64) -> Op {
     let lease = leasepb::Lease { id: id.0, ttl, remaining_ttl };
     (Bucket::Lease, row_key(id), Some(lease.encode_to_vec().into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mvcc::backend::{Batch, MemBackend};
-
-    fn table(backend: &MemBackend, leased: &[(&'static [u8], i64)]) -> LeaseTable {
-        let leased = leased.iter().map(|&(k, l)| (Bytes::from_static(k), l)).collect();
-        LeaseTable::open(backend, 2, true, leased).unwrap()
-    }
-
-    #[test]
-    fn grants_within_bounds_and_survives_a_restart() {
-        let backend = MemBackend::default();
-        let mut leases = table(&backend, &[]);
-        assert_eq!(leases.grant(LeaseId(0), 5).unwrap_err(), Error::LeaseNotFound);
-        assert_eq!(leases.grant(LeaseId(5), TTL_MAX + 1).unwrap_err(), Error::LeaseTtlTooLarge);
-        let (ttl, op) = leases.grant(LeaseId(5), 1).unwrap();
-        assert_eq!(ttl, 2);
-        assert_eq!(leases.grant(LeaseId(5), 7).unwrap_err(), Error::LeaseExist);
-        let (_, op9) = leases.grant(LeaseId(9), TTL_MAX).unwrap();
-        let checkpoint = leases.checkpoint(LeaseId(9), 40).unwrap().unwrap();
-        assert!(leases.checkpoint(LeaseId(10), 40).is_none());
-        backend.submit(Batch { ops: vec![op, op9, checkpoint], ..Batch::default() });
-
-        let mut leases = table(&backend, &[(b"a", 5), (b"b", 77)]);
-        let reader = leases.reader();
-        assert_eq!(reader.list(), [LeaseId(5), LeaseId(9)]);
-        assert_eq!(reader.get(LeaseId(5)), Some(2));
-        assert_eq!(reader.remaining(LeaseId(5)), Some(2));
-        assert_eq!(reader.remaining(LeaseId(9)), Some(40));
-        assert_eq!(reader.keys(LeaseId(5)), ["a"]);
-        assert_eq!(reader.lease_of(b"b"), None);
-        leases.revoke(LeaseId(5)).unwrap();
-        assert_eq!(leases.revoke(LeaseId(5)).unwrap_err(), Error::LeaseNotFound);
-    }
-
-    #[test]
-    fn a_key_hangs_on_one_lease() {
-        let backend = MemBackend::default();
-        let mut leases = table(&backend, &[]);
-        let reader = leases.reader();
-        leases.hang(b"z", 1);
-        leases.hang(b"a", 1);
-        leases.hang(b"a", -1);
-        assert_eq!(
-            (reader.keys(LeaseId(1)), reader.keys(LeaseId(-1))),
-            (vec!["z".into()], vec!["a".into()])
-        );
-        leases.hang(b"a", 1);
-        assert_eq!(reader.keys(LeaseId(1)), ["a", "z"]);
-        leases.hang(b"a", 0);
-        leases.hang(b"z", 0);
-        assert!(reader.keys(LeaseId(1)).is_empty() && reader.lease_of(b"z").is_none());
-    }
 }

@@ -187,7 +187,7 @@ fn options(config: &Config) -> Options {
     Options {
         min_ttl: min_lease_ttl(config.election_timeout_ms),
         quota_bytes: config.quota_backend_bytes,
-        ..Options::default()
+        persist_checkpoints: config.experimental_enable_lease_checkpoint_persist,
     }
 }
 

@@ -16,7 +16,7 @@ use crate::actors::auth::{AuthActor, Passwords, Provider};
 use crate::actors::compactor::Compactor;
 use crate::actors::core::{Core, Shared};
 use crate::actors::inbox::Inbox;
-use crate::actors::lease_keeper::LeaseKeeper;
+use crate::actors::lease_keeper::{self, LeaseKeeper};
 use crate::actors::raft::{Parts, RaftActor};
 use crate::actors::store::{self, StoreActor};
 use crate::actors::watch_hub::{WatchHandle, WatchHub};
@@ -118,11 +118,16 @@ async fn member(config: Config) -> Result<(), String> {
 
     let (keeper_leases, keeper_shared) = (leases.clone(), shared.clone());
     let keeper_clock = clock.clone();
+    let checkpoints = config.experimental_enable_lease_checkpoint;
+    let terms = lease_keeper::Terms {
+        extension: election_timeout,
+        checkpoint_interval: checkpoints.then_some(lease_keeper::CHECKPOINT_INTERVAL),
+    };
     // The two that mostly sleep share a thread.
     let derived = Arbiter::new().handle();
     let keeper = rt::supervise(&derived, clock.clone(), move || {
         let (shared, clock) = (keeper_shared.clone(), keeper_clock.clone());
-        LeaseKeeper::new(&keeper_leases, election_timeout, shared, clock)
+        LeaseKeeper::new(&keeper_leases, terms, shared, clock)
     });
     shared.set_auth(booted.machine.auth_reader());
     let auth = auth_handle(&config, &booted.machine, provider.clone(), &shared, &clock)?;

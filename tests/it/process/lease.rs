@@ -3,8 +3,14 @@
 use super::daemon::{Member, cluster, leader, single};
 use super::load::{Load, assert_all_there, read};
 use rusd::pb::etcdserverpb as rpc;
+use rusd::pb::etcdserverpb::lease_client::LeaseClient;
+use rusd::pb::v3lockpb as lockpb;
 use rustix::process::Signal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio_stream::StreamExt as _;
+use tonic::transport::Channel;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a promotion adds to every lease: the election timeout.
@@ -84,6 +90,98 @@ async fn lease_keeper_panics_and_is_made_anew() {
     expires(&member, 2).await;
     let acknowledged = load.finish().await;
     assert_all_there(&member, &acknowledged).await;
+}
+
+/// Keeps a lease alive on one stream after the other, each until it fails.
+async fn keep_alive(member: Channel, id: i64, renewals: Arc<AtomicU64>) {
+    loop {
+        let asks = tokio_stream::iter(std::iter::repeat_n(rpc::LeaseKeepAliveRequest { id }, 1000));
+        let asks = asks.throttle(Duration::from_millis(20));
+        let Ok(answers) = LeaseClient::new(member.clone()).lease_keep_alive(asks).await else {
+            continue;
+        };
+        let mut answers = answers.into_inner();
+        while let Ok(Some(answer)) = answers.message().await {
+            assert!(answer.ttl > 0, "lease {id} is gone");
+            renewals.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn lease_keeper_panics_and_locks_stay_with_their_holders() {
+    const SESSIONS: i64 = 20;
+    let member = single("lease-look=2*off->1*panic->3*off->1*panic").await;
+    let load = Load::start(&member);
+    let renewals = Arc::new(AtomicU64::new(0));
+    let mut kept = Vec::new();
+    for id in 1..=SESSIONS {
+        let request = rpc::LeaseGrantRequest { id, ttl: 2 };
+        member.lease().lease_grant(request).await.unwrap();
+        kept.push(tokio::spawn(keep_alive(member.channel(), id, renewals.clone())));
+    }
+    let take = |lease: i64| {
+        let mut lock = member.lock();
+        let request = lockpb::LockRequest { name: "held".into(), lease };
+        tokio::spawn(async move { lock.lock(request).await.map(|held| held.into_inner().key) })
+    };
+    assert_eq!(take(1).await.unwrap().unwrap(), "held/1");
+    let mut waiters = Vec::new();
+    for id in 2..=SESSIONS {
+        waiters.push(take(id));
+        while read(&member, "held/").await.len() < id as usize {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let restarts = async || member.metric("rusd_actor_restarts_total{actor=\"LeaseKeeper\"}").await;
+    let started = Instant::now();
+    while restarts().await.as_deref() != Some("2") {
+        assert!(started.elapsed() < PATIENCE, "{}", member.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Longer than any lease lives without its renewals, the extension included.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let before = renewals.load(Ordering::Relaxed);
+    assert!(waiters.iter().all(|waiter| !waiter.is_finished()), "held/1 is still the holder");
+    assert_eq!(read(&member, "held/").await.len(), SESSIONS as usize);
+    // The holder dies: its lease ends, and the next one in line has the lock.
+    kept.remove(0).abort();
+    assert_eq!(waiters.remove(0).await.unwrap().unwrap(), "held/2");
+    assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
+    assert!(renewals.load(Ordering::Relaxed) > before, "the others are renewed");
+    kept.iter().for_each(tokio::task::JoinHandle::abort);
+    assert_all_there(&member, &load.finish().await).await;
+}
+
+#[tokio::test]
+async fn lease_calls_wait_for_a_leader_and_say_that_there_is_none() {
+    let members = cluster(3, "").await;
+    let at = leader(&members, &[0, 1, 2]).await;
+    let others = [(at + 1) % 3, (at + 2) % 3];
+    grant(&members[at], 4, 60).await;
+    let alone = &members[others[0]];
+    for i in [at, others[1]] {
+        members[i].signal(Signal::STOP);
+    }
+    let started = Instant::now();
+    let request = rpc::LeaseTimeToLiveRequest { id: 4, keys: false };
+    let mut lease = alone.lease();
+    let (renewed, asked) = tokio::join!(renew(alone, 4), lease.lease_time_to_live(request));
+    let took = started.elapsed();
+    for refused in [renewed.unwrap_err(), asked.unwrap_err()] {
+        assert_eq!(refused.code(), tonic::Code::Unavailable);
+        assert_eq!(refused.message(), "etcdserver: no leader");
+    }
+    assert!((6..10).contains(&took.as_secs()), "{took:?}: the request timeout");
+    // A call that is under way when a leader comes back is answered by it.
+    let waiting = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        members[others[1]].signal(Signal::CONT);
+    };
+    let (renewed, ()) = tokio::join!(renew(alone, 4), waiting);
+    assert_eq!(renewed.unwrap(), 60);
+    members[at].signal(Signal::CONT);
+    assert!(remaining(alone, 4).await > 50);
 }
 
 #[tokio::test]
