@@ -2,8 +2,9 @@
 //! roles and permissions (etcd v3.5.17 `server/etcdserver/apply_auth.go`).
 //!
 //! Apply checks exactly what etcd v3.5.17 checks, since all members of a cluster must agree on what
-//! an entry does. What etcd closed later, [`permit_txn`], is asked before a transaction is proposed:
-//! an entry carries the auth revision of that answer, and apply refuses it if that is old.
+//! an entry does. What etcd closed later, [`permit_txn`], is asked before a transaction is
+//! proposed: an entry carries the auth revision of that answer, and apply refuses it if that is
+//! old.
 
 use super::{Effect, Machine, Reply};
 use crate::auth::{Access, Caller, Changed, State, password};
@@ -81,9 +82,9 @@ pub enum TokenChange {
     AllForgotten,
 }
 
-/// Checks a transaction as apply does (etcd v3.5.17 `apply_auth.go` checkTxnAuth): its compares, then
-/// the operations of both branches, but neither nested ones, nor what a put reads or hangs on a
-/// lease.
+/// Checks a transaction as apply does (etcd v3.5.17 `apply_auth.go` checkTxnAuth): its compares,
+/// then the operations of both branches, but neither nested ones, nor what a put reads or hangs on
+/// a lease.
 fn permit_txn_applied(auth: &State, caller: &Caller<'_>, txn: &rpc::TxnRequest) -> Result<()> {
     for compare in &txn.compare {
         auth.permit(caller, Access::Read, &compare.key, &compare.range_end)?;
