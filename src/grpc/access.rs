@@ -104,8 +104,12 @@ impl Edge {
     pub async fn permit_txn(
         &self,
         credentials: &Credentials,
-        txn: &rpc::TxnRequest,
+        request: &rpc::InternalRaftRequest,
     ) -> Answer<Option<Identity>> {
+        let Some(txn) = &request.txn else { return self.identify(credentials).await };
+        // etcd looks at the token, then at the size, and at the rest when it applies.
+        self.identify(credentials).await?;
+        self.check_size(request)?;
         if self.is_full() && apply::txn_cost(txn) > 0 {
             return Err(Error::NoSpace);
         }

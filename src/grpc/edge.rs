@@ -179,13 +179,14 @@ impl Edge {
         &self,
         request: rpc::InternalRaftRequest,
     ) -> std::result::Result<Reply, Status> {
-        validate::raft_request_size(
-            &request,
-            self.node.member_id(),
-            self.options.max_request_bytes,
-        )
-        .map_err(status::of)?;
+        self.check_size(&request).map_err(status::of)?;
         self.node.propose(request).await.map_err(status::of)
+    }
+
+    /// Refuses what is too large for the log.
+    pub fn check_size(&self, request: &rpc::InternalRaftRequest) -> Result<()> {
+        let (member, max) = (self.node.member_id(), self.options.max_request_bytes);
+        validate::raft_request_size(request, member, max)
     }
 }
 

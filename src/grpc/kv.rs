@@ -134,8 +134,8 @@ impl rpc::kv_server::Kv for Service {
             );
             answer?
         } else {
-            let identity = self.0.permit_txn(&credentials, &request).await.map_err(status::of)?;
             let request = rpc::InternalRaftRequest { txn: Some(request), ..Default::default() };
+            let identity = self.0.permit_txn(&credentials, &request).await.map_err(status::of)?;
             match self.0.propose_by(identity, request).await? {
                 Reply::Txn(response) => response,
                 other => return Err(unexpected(&other)),

@@ -159,6 +159,9 @@ async fn while_there_is_no_space_a_nested_put_is_not_even_proposed() {
     assert!(server.node.proposed.lock().is_empty());
     let delete = rpc::DeleteRangeRequest { key: "k".into(), ..Default::default() };
     kv.txn(txn(rpc::request_op::Request::RequestDeleteRange(delete))).await.unwrap();
+    // The size is looked at before, as in etcd, whose apply says the other.
+    let large = txn(rpc::request_op::Request::RequestPut(put_of(1_572_864)));
+    assert_status(kv.txn(large).await, Error::RequestTooLarge);
 }
 
 #[tokio::test]
