@@ -310,7 +310,7 @@ func table(o options, samples []sample) string {
 	t.WriteString("# rusd beside etcd 3.5.17\n\n")
 	fmt.Fprintf(&t, "Written by `make bench`: medians of %d alternating rounds on %d cores, %s. Each cell is rusd / etcd = **ratio**. ", o.rounds, runtime.NumCPU(), time.Now().UTC().Format("2006-01-02"))
 	t.WriteString("Above 1 is better for requests/s, below 1 for the others; a watch's requests are the events that its clients get, and a range beside writers has the cost of the writes in its CPU. etcd's own `benchmark` tool runs on the same machine and shares its cores; fresh data directories for each row; values of 256 bytes; CPU, memory and writes are the sums over the members. ")
-	t.WriteString("The raw samples go to `e2e/out/bench.json`.\n\n")
+	t.WriteString("The raw samples go to `e2e/out/bench.json`; what profiles showed, and what is left, is in [performance.md](performance.md).\n\n")
 	if o.quick {
 		t.WriteString("**A `--quick` run: these numbers mean nothing.**\n\n")
 	}
