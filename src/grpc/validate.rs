@@ -47,23 +47,30 @@ pub fn raft_request_size(
     member: MemberId,
     max_bytes: usize,
 ) -> Result<()> {
-    let header = match request.header {
-        Some(_) => 0,
-        None => header_len(member),
+    let id = match &request.header {
+        Some(header) if header.id != 0 => 0,
+        Some(header) => header_len(member, header) - header_field_len(header),
+        None => header_len(member, &rpc::RequestHeader::default()),
     };
-    if request.encoded_len() + header > max_bytes {
+    if request.encoded_len() + id > max_bytes {
         return Err(Error::RequestTooLarge);
     }
     Ok(())
 }
 
-/// Bytes of the header field with a request id drawn by `member`.
-fn header_len(member: MemberId) -> usize {
-    /// Two bytes of tag, one of length, one of the id's own tag.
-    const FRAME: usize = 4;
+/// Bytes of the header field once it has a request id drawn by `member`.
+fn header_len(member: MemberId, header: &rpc::RequestHeader) -> usize {
     /// The part of the id below the member, at its usual length: 40 bits of time, 8 of counter.
     const BELOW_MEMBER: u64 = (1 << 48) - 1;
-    FRAME + encoded_len_varint((member.0 << 48) | BELOW_MEMBER)
+    let id = (member.0 << 48) | BELOW_MEMBER;
+    header_field_len(&rpc::RequestHeader { id, ..header.clone() })
+}
+
+/// Bytes of the header field as it is.
+fn header_field_len(header: &rpc::RequestHeader) -> usize {
+    const TAG: usize = 2;
+    let len = header.encoded_len();
+    TAG + encoded_len_varint(len as u64) + len
 }
 
 /// Whether every operation is a range; a nested transaction is not, whatever it holds.
@@ -431,12 +438,22 @@ mod tests {
             [MemberId(0), MemberId(0x1234), MemberId(0x8e9e_05c5_2164_694d), MemberId(0xffff)]
         {
             let id = (member.0 << 48) | 0x1234_5678_9abc;
-            let header = rpc::RequestHeader { id, ..Default::default() };
-            let full = rpc::InternalRaftRequest { header: Some(header), ..request.clone() };
-            let size = full.encoded_len();
-            assert_eq!(raft_request_size(&request, member, size), Ok(()));
-            assert_eq!(raft_request_size(&full, member, size), Ok(()));
-            assert_eq!(raft_request_size(&request, member, size - 1), Err(Error::RequestTooLarge));
+            for username in ["", "root"] {
+                let auth_revision = username.len() as u64;
+                let username = username.to_owned();
+                let header = rpc::RequestHeader { id, username, auth_revision };
+                let named = rpc::RequestHeader { id: 0, ..header.clone() };
+                let with = |header| rpc::InternalRaftRequest { header, ..request.clone() };
+                let full = with(Some(header.clone()));
+                let size = full.encoded_len();
+                assert_eq!(raft_request_size(&full, member, size), Ok(()));
+                let bare = header.username.is_empty().then(|| with(None));
+                for before in bare.into_iter().chain([with(Some(named))]) {
+                    assert_eq!(raft_request_size(&before, member, size), Ok(()));
+                    let refused = Err(Error::RequestTooLarge);
+                    assert_eq!(raft_request_size(&before, member, size - 1), refused);
+                }
+            }
         }
     }
 }
