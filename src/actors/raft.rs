@@ -14,9 +14,11 @@ use crate::base::ids::MemberId;
 use crate::base::limits;
 use crate::cluster::members::PeerChange;
 use crate::obs::metrics::metrics;
-use crate::pb::raftpb::{Entry, EntryType, Message as RaftMessage};
+use crate::pb::raftpb::{Entry, EntryType, HardState, Message as RaftMessage};
 use crate::raft::driver::{Change, Driver, Standing};
 use crate::raft::log::Archive;
+use crate::raft::reads::Reads;
+use crate::raft::turn::World;
 use crate::storage::wal::{Wal, WalReader};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use std::collections::VecDeque;
@@ -24,9 +26,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// A read-index round that got no answer is asked again, under a new context, after this long
-/// (etcd v3.5.17 readIndexRetryTime).
-const READ_INDEX_RETRY: Duration = Duration::from_millis(500);
 /// Requests that wait in the inbox for others to join them are taken up within this time.
 const GATHER_PAUSE_MAX: Duration = Duration::from_millis(2);
 /// How often waiters whose callers have gone are forgotten while nothing commits.
@@ -80,10 +79,29 @@ pub struct Stop(pub oneshot::Sender<()>);
 #[rtype(result = "()")]
 pub struct Flush;
 
-struct Round {
-    context: u64,
-    asked_at: Instant,
-    waiters: Vec<oneshot::Sender<Result<u64>>>,
+/// What a turn of raft's work is done to.
+struct Outside<'a> {
+    peers: &'a dyn Peers,
+    wal: &'a mut Wal,
+    saved: &'a mut bool,
+}
+
+impl World for Outside<'_> {
+    fn send(&mut self, messages: Vec<RaftMessage>) {
+        self.peers.send(messages);
+    }
+
+    fn save(
+        &mut self,
+        hard_state: Option<&HardState>,
+        entries: &[Entry],
+        must_sync: bool,
+    ) -> std::result::Result<(), String> {
+        *self.saved = true;
+        self.wal
+            .save(hard_state, entries, must_sync)
+            .map_err(|error| format!("failed to write the WAL: {error}"))
+    }
 }
 
 /// What the actor is made of.
@@ -105,8 +123,7 @@ pub struct RaftActor {
     standing: Standing,
     proposals: VecDeque<Propose>,
     leader_only: LeaderOnly,
-    round: Option<Round>,
-    next_round: Vec<oneshot::Sender<Result<u64>>>,
+    reads: Reads<oneshot::Sender<Result<u64>>>,
     /// Waiters of entries that are proposed and not yet handed to StoreActor.
     registered: Vec<(u64, Waiter)>,
     /// Indexes of conf changes that StoreActor has and raft has not taken yet.
@@ -115,8 +132,6 @@ pub struct RaftActor {
     gathering: bool,
     last_tick: Instant,
     last_sweep: Instant,
-    /// Commit index that the WAL's newest hard state holds.
-    commit_written: u64,
     last_write: Instant,
 }
 
@@ -124,19 +139,16 @@ impl RaftActor {
     /// Takes over the recovered parts. Start it in an Arbiter of its own: it writes to disk.
     pub fn new(parts: Parts) -> RaftActor {
         let now = parts.clock.now();
-        let commit_written = parts.driver.hard_state().commit;
         RaftActor {
             standing: Standing::default(),
             proposals: VecDeque::new(),
             leader_only: LeaderOnly::default(),
-            round: None,
-            next_round: Vec::new(),
+            reads: Reads::default(),
             registered: Vec::new(),
             unchanged: VecDeque::new(),
             gathering: false,
             last_tick: now,
             last_sweep: now,
-            commit_written,
             last_write: now,
             parts,
         }
@@ -185,10 +197,8 @@ impl RaftActor {
         self.last_tick = now;
         self.parts.shared.publish_tick(now);
         self.parts.driver.tick();
-        if let Some(round) = &self.round
-            && now.duration_since(round.asked_at) >= READ_INDEX_RETRY
-        {
-            self.ask_again();
+        if self.reads.retry(now) {
+            metrics().slow_read_indexes.inc();
         }
         if now.duration_since(self.last_write) >= COMMIT_WRITE_DELAY {
             self.write_commit();
@@ -199,26 +209,22 @@ impl RaftActor {
         }
     }
 
-    /// A context is never sent twice: answers to the old one are ignored.
-    fn ask_again(&mut self) {
-        if let Some(round) = self.round.take() {
-            metrics().slow_read_indexes.inc();
-            let mut waiters = round.waiters;
-            waiters.append(&mut self.next_round);
-            self.next_round = waiters;
-        }
+    fn write_commit(&mut self) {
+        self.with_driver(|driver, outside| driver.save_commit(outside));
     }
 
-    fn write_commit(&mut self) {
-        let hard_state = self.parts.driver.hard_state();
-        if hard_state.commit == self.commit_written {
-            return;
+    /// Work that may write; a failed write ends the member.
+    fn with_driver<T, W>(&mut self, work: W) -> T
+    where
+        W: FnOnce(&mut Driver<WalReader>, &mut Outside<'_>) -> std::result::Result<T, String>,
+    {
+        let mut saved = false;
+        let Parts { driver, peers, wal, clock, .. } = &mut self.parts;
+        let done = work(driver, &mut Outside { peers: &**peers, wal, saved: &mut saved });
+        if saved {
+            self.last_write = clock.now();
         }
-        if let Err(error) = self.parts.wal.save(Some(&hard_state), &[], true) {
-            rt::fatal(&format!("failed to write the WAL: {error}"));
-        }
-        self.commit_written = hard_state.commit;
-        self.last_write = self.parts.clock.now();
+        done.unwrap_or_else(|error| rt::fatal(&error))
     }
 
     fn take_ripe_asks(&mut self) {
@@ -231,8 +237,8 @@ impl RaftActor {
         let gap_max = self.parts.shared.applied_index() + limits::APPLY_GAP_MAX;
         while let Some(ask) = self.parts.outlet.take() {
             match ask {
-                Ask::ReadIndex(reply) if self.next_round.len() < limits::PROPOSALS_PENDING_MAX => {
-                    self.next_round.push(reply);
+                Ask::ReadIndex(reply) if self.reads.waiting() < limits::PROPOSALS_PENDING_MAX => {
+                    self.reads.push(reply);
                 }
                 Ask::ReadIndex(reply) => {
                     let _ = reply.send(Err(Error::TooManyRequests));
@@ -268,39 +274,18 @@ impl RaftActor {
         self.propose();
         self.read_index();
         self.confirm_leadership();
-        while let Some(mut work) = self.parts.driver.work() {
-            if !work.messages.is_empty() {
-                self.parts.peers.send(std::mem::take(&mut work.messages));
-            }
-            let dirty = work.hard_state.is_some() || !work.entries.is_empty();
-            if dirty {
-                // Raft reports a commit index that only moved forward without a hard state; it
-                // rides along, so that the WAL's stays close behind the applied index.
-                let hard_state = work.hard_state.unwrap_or_else(|| self.parts.driver.hard_state());
-                let moved = work.hard_state.is_some() || hard_state.commit != self.commit_written;
-                let written = moved.then_some(&hard_state);
-                if let Err(error) = self.parts.wal.save(written, &work.entries, work.must_sync) {
-                    rt::fatal(&format!("failed to write the WAL: {error}"));
-                }
-                self.last_write = self.parts.clock.now();
-                self.commit_written = hard_state.commit;
-            }
-            let saved = self.parts.driver.saved(&work);
-            if !saved.messages.is_empty() {
-                self.parts.peers.send(saved.messages);
-            }
+        while let Some(turn) = self.with_driver(|driver, outside| driver.turn(outside)) {
             // IMPORTANT: the standing is published before entries of its term are applied, so that
             // StoreActor knows that we lead when it applies the empty entry of our term.
             self.follow_standing();
-            let mut committed = work.committed;
-            committed.extend(saved.committed);
+            let committed = turn.committed;
             if !committed.is_empty() {
                 let is_change = |e: &&Entry| e.entry_type != EntryType::EntryNormal as i32;
                 self.unchanged.extend(committed.iter().filter(is_change).map(|e| e.index));
                 let waiters = std::mem::take(&mut self.registered);
                 self.parts.store.do_send(store::Apply { waiters, entries: committed });
             }
-            for (context, index) in work.read_states {
+            for (context, index) in turn.read_states {
                 self.answer_round(context, index);
                 self.propose_as_leader(context);
             }
@@ -349,23 +334,14 @@ impl RaftActor {
     }
 
     fn read_index(&mut self) {
-        if self.round.is_some() || self.next_round.is_empty() {
-            return;
-        }
         if !self.parts.driver.can_read_index() {
             return;
         }
-        self.next_round.retain(|waiter| !waiter.is_closed());
-        if self.next_round.is_empty() {
-            return;
+        let Parts { clock, shared, .. } = &self.parts;
+        let gone = oneshot::Sender::is_closed;
+        if let Some(context) = self.reads.begin(clock.now(), gone, || shared.ids.next()) {
+            self.parts.driver.read_index(context);
         }
-        let context = self.parts.shared.ids.next();
-        self.round = Some(Round {
-            context,
-            asked_at: self.parts.clock.now(),
-            waiters: std::mem::take(&mut self.next_round),
-        });
-        self.parts.driver.read_index(context);
     }
 
     fn confirm_leadership(&mut self) {
@@ -387,13 +363,8 @@ impl RaftActor {
     }
 
     fn answer_round(&mut self, context: u64, index: u64) {
-        if self.round.as_ref().is_none_or(|round| round.context != context) {
-            return;
-        }
-        if let Some(round) = self.round.take() {
-            for waiter in round.waiters {
-                let _ = waiter.send(Ok(index));
-            }
+        for waiter in self.reads.answered(context) {
+            let _ = waiter.send(Ok(index));
         }
     }
 
@@ -422,10 +393,10 @@ impl RaftActor {
             self.parts.shared.leader_changed(self.parts.clock.now());
             // A round in flight may be answered by acknowledgements of an older leadership.
             if before.leader.0 != 0
-                && let Some(round) = self.round.take()
+                && let Some(waiters) = self.reads.fail()
             {
                 metrics().read_indexes_failed.inc();
-                for waiter in round.waiters {
+                for waiter in waiters {
                     let _ = waiter.send(Err(Error::LeaderChanged));
                 }
             }

@@ -66,6 +66,8 @@ pub struct Driver<A: Archive> {
     raw: RawNode<Log<A>>,
     member: MemberId,
     round: Option<raft::Ready>,
+    /// Commit index of the newest hard state on disk.
+    pub(super) commit_saved: u64,
 }
 
 impl<A: Archive> Driver<A> {
@@ -89,10 +91,11 @@ impl<A: Archive> Driver<A> {
             max_committed_size_per_ready: limits::RAFT_MESSAGE_BYTES_MAX,
             ..Config::default()
         };
+        let commit_saved = start.hard_state.commit;
         let mut log = Log::new(archive, start);
         log.set_applied(settings.applied);
         let raw = RawNode::new(&config, log, logger)?;
-        Ok(Driver { raw, member: settings.member, round: None })
+        Ok(Driver { raw, member: settings.member, round: None, commit_saved })
     }
 
     /// Where this member stands now.

@@ -6,3 +6,5 @@ pub mod admit;
 pub mod bootstrap;
 pub mod driver;
 pub mod log;
+pub mod reads;
+pub mod turn;
