@@ -260,7 +260,7 @@ mod tests {
         let engine = engine(tmp.path());
         let image = Sizing::new(engine.view().unwrap()).unwrap().finish().unwrap();
         let (bytes, found) = file(image, 4096);
-        assert_eq!((bytes.len(), found.len()), (3 * 4096, 10));
+        assert_eq!((bytes.len(), found.len()), (4 * 4096, 10));
         assert!(found.values().all(Vec::is_empty));
     }
 

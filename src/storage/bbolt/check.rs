@@ -22,6 +22,11 @@ impl<S: Source> Db<S> {
     /// Reads everything and checks it as a whole, as bbolt's `Tx.Check` does: no page in two
     /// places, none both free and in use, none neither.
     pub fn check(&self) -> Result<Totals> {
+        Ok(self.reach()?.0)
+    }
+
+    /// [`Db::check`], and the pages that are in use or on the free list.
+    pub(super) fn reach(&self) -> Result<(Totals, Seen)> {
         let mut seen = Seen::new(self.pages());
         for meta in 0..2 {
             seen.mark(meta);
@@ -43,7 +48,7 @@ impl<S: Source> Db<S> {
             }
         }
         totals.free_pages += seen.unmarked().0;
-        Ok(totals)
+        Ok((totals, seen))
     }
 
     fn check_bucket(

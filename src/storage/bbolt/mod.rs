@@ -13,17 +13,20 @@
 //! [`Db`] trusts nothing in a file: whatever it says is checked before it is used, memory is
 //! bounded by what the file really holds, and time is linear in its pages, since a page that is
 //! reached twice is an error. [`Writer`] makes a file from rows in key order, in one pass, holding
-//! one page of each level.
+//! one page of each level. [`Grower`] brings a file to a later state, writing what changed.
 //! Uses: nothing
 
 mod check;
+mod grow;
 mod page;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod writer;
 
 pub use check::Totals;
+pub use grow::{Disk, GrowError, Grower, Growth};
 pub use page::Meta;
 pub use reader::{Bucket, Db, Direction, Item, Source, Walk};
 pub use writer::{Plan, WriteError, Writer};

@@ -5,10 +5,11 @@ use super::{Error, Result};
 use bytes::Bytes;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// Levels that a tree may have. Each page of a branch has two children or more in what bbolt
 /// writes, so this is out of reach of any file.
-const LEVELS_MAX: usize = 32;
+pub(super) const LEVELS_MAX: usize = 32;
 /// Bytes of one page with the pages that belong to it: far more than the largest rows that etcd
 /// takes, and the most memory that one page may ask for.
 const RUN_BYTES_MAX: u64 = 512 << 20;
@@ -44,6 +45,16 @@ impl<S: Source> Source for &S {
 
     fn len(&self) -> std::io::Result<u64> {
         (*self).len()
+    }
+}
+
+impl<S: Source> Source for Arc<S> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.as_ref().read_exact_at(buf, offset)
+    }
+
+    fn len(&self) -> std::io::Result<u64> {
+        self.as_ref().len()
     }
 }
 
@@ -113,14 +124,16 @@ impl Seen {
         fresh
     }
 
+    /// Whether the page was marked.
+    pub(super) fn has(&self, page: u64) -> bool {
+        let at = usize::try_from(page / 64).ok();
+        at.and_then(|at| self.words.get(at)).is_some_and(|word| word >> (page % 64) & 1 == 1)
+    }
+
     /// Pages never marked, and the first of them.
     pub(super) fn unmarked(&self) -> (u64, Option<u64>) {
         let marked: u64 = self.words.iter().map(|word| u64::from(word.count_ones())).sum();
-        let marks = |page: u64| {
-            let at = usize::try_from(page / 64).ok();
-            at.and_then(|at| self.words.get(at)).is_some_and(|word| word >> (page % 64) & 1 == 1)
-        };
-        (self.pages - marked.min(self.pages), (0..self.pages).find(|page| !marks(*page)))
+        (self.pages - marked.min(self.pages), (0..self.pages).find(|page| !self.has(*page)))
     }
 }
 
@@ -141,25 +154,14 @@ impl<S: Source> Db<S> {
     /// Picks the newest valid meta page.
     pub fn open(source: S) -> Result<Self> {
         let len = source.len().map_err(|source| Error::Io { page: 0, source })?;
-        let first = meta_at(&source, len, 0, 0)?;
-        let second = match &first {
-            Ok(meta) => {
-                let at = u64::from(meta.page_bytes);
-                let same_size = |second: Meta| match second.page_bytes == meta.page_bytes {
-                    true => Ok(second),
-                    false => Err("is of another page size than page 0".to_owned()),
-                };
-                meta_at(&source, len, 1, at)?.and_then(same_size)
-            }
-            Err(_) => second_meta(&source, len)?,
-        };
-        let meta = match (first, second) {
-            (Ok(first), Ok(second)) if second.txid > first.txid => second,
-            (Ok(meta), _) | (Err(_), Ok(meta)) => meta,
-            (Err(first), Err(second)) => return Err(Error::NoMeta { first, second }),
-        };
+        let (_, meta) = Metas::read(&source, len)?.newest()?;
+        Ok(Db::at(source, meta, len))
+    }
+
+    /// The state that a meta page names, in a file of so many bytes.
+    pub(super) fn at(source: S, meta: Meta, len: u64) -> Self {
         let pages = meta.pages.min(len / u64::from(meta.page_bytes));
-        Ok(Db { source, meta, pages })
+        Db { source, meta, pages }
     }
 
     /// The state that is read.
@@ -249,6 +251,44 @@ impl<S: Source> Db<S> {
             self.source.read_exact_at(&mut bytes[read..], (page + 1) * size).map_err(io)?;
         }
         Ok((header, Bytes::from(bytes)))
+    }
+}
+
+/// Both meta pages, or what is wrong with them.
+pub(super) struct Metas([std::result::Result<Meta, String>; 2]);
+
+impl Metas {
+    pub(super) fn read<S: Source>(source: &S, len: u64) -> Result<Metas> {
+        let first = meta_at(source, len, 0, 0)?;
+        let second = match &first {
+            Ok(meta) => {
+                let at = u64::from(meta.page_bytes);
+                let same_size = |second: Meta| match second.page_bytes == meta.page_bytes {
+                    true => Ok(second),
+                    false => Err("is of another page size than page 0".to_owned()),
+                };
+                meta_at(source, len, 1, at)?.and_then(same_size)
+            }
+            Err(_) => second_meta(source, len)?,
+        };
+        Ok(Metas([first, second]))
+    }
+
+    /// The page of the newest valid one, and what it says.
+    pub(super) fn newest(&self) -> Result<(u64, Meta)> {
+        match &self.0 {
+            [Ok(first), Ok(second)] if second.txid > first.txid => Ok((1, *second)),
+            [Ok(meta), _] => Ok((0, *meta)),
+            [Err(_), Ok(meta)] => Ok((1, *meta)),
+            [Err(first), Err(second)] => {
+                Err(Error::NoMeta { first: first.clone(), second: second.clone() })
+            }
+        }
+    }
+
+    /// What the page says, if it is valid.
+    pub(super) fn get(&self, page: u64) -> Option<&Meta> {
+        self.0.get(usize::try_from(page).ok()?)?.as_ref().ok()
     }
 }
 
