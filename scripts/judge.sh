@@ -17,7 +17,8 @@
 #   scripts/judge.sh import                 an etcd's directory taken over and given back
 #
 # RUSD_BIN (default: a release build of this tree) is the server under judgement,
-# ETCD_BIN (default: e2e/bin/etcd, built when absent) the reference.
+# ETCD_BIN (default: e2e/bin/etcd, built when absent) the reference. JUDGE_PORTS=FROM-TO bounds the
+# ports that servers get (default 22000-32000).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 need() { command -v "$1" >/dev/null || { echo "judge.sh: $1 is needed: $2" >&2; exit 2; }; }

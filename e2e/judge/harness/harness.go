@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand"
 	"net"
 	"os"
 	"os/exec"
@@ -68,21 +69,33 @@ func Cleanup() {
 	os.RemoveAll(dir)
 }
 
-// FreePort returns a loopback port nobody listens on, never the same twice.
+// FreePort returns a loopback port nobody listens on and no other call was given lately: one of
+// JUDGE_PORTS ("21000-21999"), below the ports that the kernel gives to outgoing connections, so that a server
+// that is started again finds its port free.
 func FreePort() int {
 	portMu.Lock()
 	defer portMu.Unlock()
-	for i := 0; i < 1000; i++ {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	from, to := 22000, 32000
+	if s := os.Getenv("JUDGE_PORTS"); s != "" {
+		if n, _ := fmt.Sscanf(s, "%d-%d", &from, &to); n != 2 || from < 1 || to <= from || to > 65535 {
+			panic("JUDGE_PORTS must be FROM-TO, not " + s)
+		}
+	}
+	if len(usedPort) > (to-from)*3/4 {
+		clear(usedPort) // those still listened on show themselves
+	}
+	for i := 0; i < 10_000; i++ {
+		p := from + rand.Intn(to-from+1)
+		if usedPort[p] {
+			continue
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p))
 		if err != nil {
-			panic(err)
+			continue
 		}
-		p := l.Addr().(*net.TCPAddr).Port
 		l.Close()
-		if !usedPort[p] {
-			usedPort[p] = true
-			return p
-		}
+		usedPort[p] = true
+		return p
 	}
 	panic("no free port")
 }
@@ -117,8 +130,7 @@ func (n *Node) Start() error {
 	cmd.Stdout, cmd.Stderr = f, f
 	cmd.Dir = n.Cwd
 	cmd.Env = cleanEnv()
-	cmd.SysProcAttr = sysProcAttr()
-	if err := cmd.Start(); err != nil {
+	if err := startChild(cmd); err != nil {
 		return fmt.Errorf("start %s: %w", n.Bin, err)
 	}
 	done := make(chan struct{})

@@ -2,6 +2,6 @@
 
 package harness
 
-import "syscall"
+import "os/exec"
 
-func sysProcAttr() *syscall.SysProcAttr { return nil }
+func startChild(cmd *exec.Cmd) error { return cmd.Start() }
