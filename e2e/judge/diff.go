@@ -851,6 +851,7 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 		}
 		extraCalls.member = st.Header.MemberId
 	}
+	known := newMeant()
 	found := 0
 	report := func(op int, a moreStep, client int, etcd, rusd answer) {
 		found++
@@ -907,6 +908,7 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 					normal(m, o.ids)
 					if !o.exactTies {
 						settleTies(a.req, m)
+						known.settleRole(a.req, m)
 					}
 				}
 				out[i] = answer{m, err}
@@ -923,14 +925,51 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 		return out
 	}
 	// settled asks again for a while: a hash may meet a compaction under way, and etcd hashes what it
-	// has committed, which is up to 100 ms old.
+	// has committed, which is up to 100 ms old. So is what it tells about a user who is gone.
 	settled := func(a moreStep, client int) [2]answer {
 		r := ask(a, client)
-		for i := 0; i < 20 && strings.HasPrefix(a.kind, "hash") && !same(r[0], r[1]); i++ {
+		user := a.as
+		if q, ok := a.req.(*pb.AuthenticateRequest); ok {
+			user = q.Name
+		}
+		for i := 0; i < 20 && !same(r[0], r[1]) && (strings.HasPrefix(a.kind, "hash") || known.staleLogin(user, r)); i++ {
 			time.Sleep(100 * time.Millisecond)
 			r = ask(a, client)
 		}
 		return r
+	}
+	// asRoot is a context with root's token for one of the servers.
+	asRoot := func(i int) (context.Context, context.CancelFunc, error) {
+		ctx, c := harness.Ctx(10 * time.Second)
+		token, err := sides[i].token(ctx, sides[i].conns[0], "root", extraCalls.pw["root"])
+		return metadata.AppendToOutgoingContext(ctx, "token", token), c, err
+	}
+	// withoutForeignLease has root make the request that rusd refuses its caller, once rusd has.
+	withoutForeignLease := func(a *moreStep, client int) error {
+		lease := putsOn(a.req)
+		if lease == 0 || !extraCalls.authOn || a.as == "" || a.as == "?" || a.as == "root" {
+			return nil
+		}
+		root, c, err := asRoot(0)
+		defer c()
+		if err != nil {
+			return err
+		}
+		foreign, err := foreignLease(root, sides[0].conns[0], lease, a.as)
+		if err != nil || !foreign {
+			return err
+		}
+		ctx, c2 := harness.Ctx(10 * time.Second)
+		defer c2()
+		// A login of its own: the tokens that are kept must stay of one age on both sides.
+		login, err := pb.NewAuthClient(sides[1].conns[client]).Authenticate(ctx, &pb.AuthenticateRequest{Name: a.as, Password: extraCalls.pw[a.as]})
+		if err != nil {
+			return nil // both refuse the login
+		}
+		err = deniedLease(metadata.AppendToOutgoingContext(ctx, "token", login.Token), sides[1].conns[client], *a)
+		o.kindCounter["foreign lease"]++
+		a.as = "root"
+		return err
 	}
 	var first []moreStep
 	if o.more {
@@ -957,9 +996,15 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 		if o.skip[a.kind] {
 			continue
 		}
+		if err := withoutForeignLease(&a, client); err != nil {
+			return found + 1, fmt.Errorf("operation %d (%s): %w", op, text(a.req), err)
+		}
 		r := settled(a, client)
 		if a.done != nil {
 			a.done(r[0])
+		}
+		if r[0].err == nil {
+			known.saw(a.req)
 		}
 		o.kindCounter[a.kind]++
 		if r[0].err == nil {
