@@ -37,6 +37,10 @@ pub enum Refused {
     RequestWithTerm,
     #[error("leader transfer is for the leader")]
     TransferToFollower,
+    #[error("a leader's message without a term")]
+    NoTerm,
+    #[error("from another member than this term's leader")]
+    SecondLeader,
     #[error("snapshots are not taken yet")]
     Snapshot,
 }
@@ -48,6 +52,8 @@ pub struct Position {
     pub term: u64,
     pub last_index: u64,
     pub committed: u64,
+    /// Who leads in this term; 0 while that is not known.
+    pub leader: MemberId,
     pub is_leader: bool,
 }
 
@@ -70,6 +76,19 @@ pub fn admit(
         | MessageType::MsgUnreachable
         | MessageType::MsgSnapStatus
         | MessageType::MsgCheckQuorum => return Err(Refused::LocalType),
+        // Without a term the crate takes a message for one of its own, whoever sent it.
+        MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
+            if message.term == 0 =>
+        {
+            return Err(Refused::NoTerm);
+        }
+        // A term has one leader. The crate would take the sender for it, and pass the next
+        // proposals on to someone who drops them.
+        MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
+            if message.term == at.term && at.leader.0 != 0 && at.leader.0 != message.from =>
+        {
+            return Err(Refused::SecondLeader);
+        }
         MessageType::MsgSnapshot => return Err(Refused::Snapshot),
         // A follower passes these three on to its leader, and the crate refuses to send a message
         // that has a term already.
@@ -143,8 +162,14 @@ mod tests {
     use super::*;
     use crate::pb::raftpb::Entry;
 
-    const AT: Position =
-        Position { member: MemberId(1), term: 5, last_index: 10, committed: 8, is_leader: false };
+    const AT: Position = Position {
+        member: MemberId(1),
+        term: 5,
+        last_index: 10,
+        committed: 8,
+        leader: MemberId(0),
+        is_leader: false,
+    };
 
     fn message(kind: MessageType) -> Message {
         Message { msg_type: kind as i32, to: 1, from: 2, term: 5, ..Message::default() }
@@ -204,5 +229,24 @@ mod tests {
         };
         assert_eq!(check(&conf), Err(Refused::UnreadableConfChange));
         assert_eq!(check(&message(MessageType::MsgHeartbeat)), Ok(()));
+    }
+
+    #[test]
+    fn one_leader_in_a_term() {
+        let at = |leader, is_leader| Position { leader: MemberId(leader), is_leader, ..AT };
+        let ask = |kind, from, term, at| {
+            admit(&Message { from, term, ..message(kind) }, at, |index| (index <= 10).then_some(5))
+        };
+        for kind in [MessageType::MsgAppend, MessageType::MsgHeartbeat] {
+            assert_eq!(ask(kind, 2, 5, at(3, false)), Err(Refused::SecondLeader), "{kind:?}");
+            assert_eq!(ask(kind, 2, 5, at(1, true)), Err(Refused::SecondLeader), "{kind:?}");
+            assert_eq!(ask(kind, 3, 5, at(3, false)), Ok(()), "{kind:?} of the leader");
+            assert_eq!(ask(kind, 2, 5, at(0, false)), Ok(()), "{kind:?}, no leader known yet");
+            assert_eq!(ask(kind, 2, 6, at(3, false)), Ok(()), "{kind:?} of a later term");
+            assert_eq!(ask(kind, 2, 4, at(3, false)), Ok(()), "{kind:?} of an old term");
+            assert_eq!(ask(kind, 2, 0, at(0, false)), Err(Refused::NoTerm), "{kind:?}");
+        }
+        let vote = MessageType::MsgRequestVote;
+        assert_eq!(ask(vote, 2, 5, at(3, false)), Ok(()), "who asks for votes says nothing yet");
     }
 }

@@ -155,6 +155,7 @@ impl<A: Archive> Driver<A> {
             term: standing.term,
             last_index: log.last_index(),
             committed: standing.committed,
+            leader: standing.leader,
             is_leader: standing.is_leader,
         };
         admit::admit(&message, position, |index| log.term(index).ok())?;
