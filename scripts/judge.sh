@@ -14,6 +14,7 @@
 #   scripts/judge.sh damage                 torn, flipped, cut and deleted files
 #   scripts/judge.sh snapshot               snapshots under writers, restored into etcd
 #   scripts/judge.sh compaction             put latency beside a long compaction
+#   scripts/judge.sh grown                  a bbolt file that rusd's grower and bbolt change in turns
 #   scripts/judge.sh import                 an etcd's directory taken over and given back
 #
 # RUSD_BIN (default: a release build of this tree) is the server under judgement,
@@ -49,6 +50,11 @@ rusd() {
 		RUSD_BIN=${CARGO_TARGET_DIR:-$root/target}/release/rusd
 	fi
 }
+tools() {
+	for tool; do
+		[ -x "$root/e2e/bin/$tool" ] || (cd "$root/e2e" && go build -o "bin/$tool" "go.etcd.io/etcd/$tool/v3")
+	done
+}
 
 case $name in
 diff) etcd; rusd; exec "$judge" diff --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
@@ -64,11 +70,15 @@ badinput) etcd; rusd; exec "$judge" badinput --etcd "$ETCD_BIN" --server "$RUSD_
 snapshot)
 	etcd
 	rusd
-	for tool in etcdctl etcdutl; do
-		[ -x "$root/e2e/bin/$tool" ] || (cd "$root/e2e" && go build -o "bin/$tool" "go.etcd.io/etcd/$tool/v3")
-	done
+	tools etcdctl etcdutl
 	exec "$judge" snapshot --etcd "$ETCD_BIN" --server "$RUSD_BIN" \
 		--etcdctl "$root/e2e/bin/etcdctl" --etcdutl "$root/e2e/bin/etcdutl" "$@" ;;
+grown)
+	need cargo "install Rust, https://rustup.rs"
+	tools etcdutl
+	(cd "$root" && cargo build --release --locked --example grow)
+	exec "$judge" grown --grow "${CARGO_TARGET_DIR:-$root/target}/release/examples/grow" \
+		--etcdutl "$root/e2e/bin/etcdutl" "$@" ;;
 import) etcd; rusd; exec "$judge" import --etcd "$ETCD_BIN" --server "$RUSD_BIN" "$@" ;;
 damage) rusd; exec "$judge" damage --server "$RUSD_BIN" "$@" ;;
 compaction) etcd; rusd; exec "$judge" compaction --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
