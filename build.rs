@@ -4,12 +4,16 @@ use prost_types::FileDescriptorSet;
 use prost_types::field_descriptor_proto::Type;
 
 /// Message fields that rusd carries as the bytes it stored, undecoded: a row goes from the store to
-/// the wire as it is. On the wire a message and a bytes field look the same.
+/// the wire as it is. On the wire a message, a string and a bytes field look the same. What clients
+/// of the v2 API sent need not be UTF-8.
 const CARRIED_AS_BYTES: &[(&str, &str)] = &[
     ("RangeResponse", "kvs"),
     ("PutResponse", "prev_kv"),
     ("DeleteRangeResponse", "prev_kvs"),
     ("WatchResponse", "events"),
+    ("Request", "Path"),
+    ("Request", "Val"),
+    ("Request", "PrevValue"),
 ];
 
 const TONIC_CODEC: &str = "tonic_prost::ProstCodec::default()";

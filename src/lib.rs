@@ -1,6 +1,6 @@
 //! rusd: an etcd 3.5 drop-in. The layers, from the bottom: `base`, `pb`; the pure core (`raft`,
-//! `mvcc`, `lease`, `auth`, `cluster`, `apply`); `storage`; `actors`; the edges (`grpc`, `http`,
-//! `transport`); `node` and `cli` above them. An import may only point down.
+//! `mvcc`, `lease`, `auth`, `v2`, `cluster`, `apply`); `storage`; `actors`; the edges (`grpc`,
+//! `http`, `transport`); `node` and `cli` above them. An import may only point down.
 //! Uses: nothing
 
 pub mod actors;
@@ -19,3 +19,4 @@ pub mod pb;
 pub mod raft;
 pub mod storage;
 pub mod transport;
+pub mod v2;

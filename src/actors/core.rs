@@ -187,6 +187,15 @@ impl Shared {
         let _ = self.propose(request, None);
     }
 
+    /// Proposes a bare v2 request without waiting for the outcome.
+    pub fn propose_v2_quietly(&self, mut request: rpc::Request) {
+        let id = self.ids.next();
+        request.id = id;
+        let data = request.encode_to_vec().into();
+        // As above.
+        let _ = self.inbox.ask(Ask::Propose(Propose { id, data, reply: None }));
+    }
+
     /// Proposes without waiting here; `reply` gets the outcome, or is dropped.
     pub fn propose(&self, request: rpc::InternalRaftRequest, reply: Option<Waiter>) -> Result<()> {
         let (id, data) = self.encode(request);

@@ -4,7 +4,7 @@
 //! LeaseKeeper (leases, promoted); LeaseKeeper tells RaftActor (propose as leader), Compactor too
 //! (propose); watch streams ask WatchHub, which tells StoreActor (watch) and is told by it (live,
 //! events). Nobody waits.
-//! Uses: apply, auth, base, cluster, lease, mvcc, obs, pb, raft, storage
+//! Uses: apply, auth, base, cluster, lease, mvcc, obs, pb, raft, storage, v2
 
 mod alarm_log;
 pub mod auth;

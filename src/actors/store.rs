@@ -14,13 +14,14 @@ use crate::apply::{self, Applied, Effect, Event, Machine, Reply, describe};
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
 use crate::base::failpoint;
-use crate::base::ids::MemberId;
-use crate::cluster::members::{Members, PeerChange};
+use crate::cluster::members::PeerChange;
+use crate::cluster::state::Cluster;
 use crate::mvcc::CompactProgress;
 use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::raftpb::{Entry, EntryType};
 use crate::raft::driver::Change;
+use crate::v2::Time;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use prost::Message as _;
 use std::collections::HashMap;
@@ -33,6 +34,9 @@ pub type Waiter = oneshot::Sender<Result<Reply>>;
 
 /// How often waiters whose callers have gone are forgotten, and an idle position written.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a leader has the log remove v2 nodes that are over (etcd v3.5.17 `server.go`
+/// SyncTicker).
+const V2_SYNC_INTERVAL: Duration = Duration::from_millis(500);
 /// etcd exits this long after its own removal was applied.
 const REMOVED_EXIT_DELAY: Duration = Duration::from_secs(1);
 
@@ -72,20 +76,6 @@ pub fn payload(entry: &Entry) -> std::result::Result<Payload, prost::DecodeError
         Ok(request) => Ok(Payload::V3(Box::new(request))),
         Err(_) => Ok(Payload::V2(Box::new(rpc::Request::decode(entry.data.clone())?))),
     }
-}
-
-/// The parts of a v3 request that change members rather than the store.
-pub fn apply_membership(members: &mut Members, request: &rpc::InternalRaftRequest) -> bool {
-    if let Some(set) = &request.cluster_version_set {
-        members.set_version(set.ver.clone());
-        return true;
-    }
-    if let Some(set) = &request.cluster_member_attr_set {
-        let attributes = set.member_attributes.clone().unwrap_or_default();
-        let urls = attributes.client_urls;
-        return members.set_attributes(MemberId(set.member_id), attributes.name, urls);
-    }
-    false
 }
 
 /// Committed entries in log order, and who waits for them or for later ones.
@@ -130,7 +120,7 @@ struct CompactStep;
 /// See the module.
 pub struct StoreActor {
     machine: Machine,
-    members: Members,
+    cluster: Cluster,
     shared: Arc<Shared>,
     provider: Arc<Provider>,
     pace: Pace,
@@ -152,7 +142,7 @@ impl StoreActor {
     /// Takes over the recovered machine. Start it in an Arbiter of its own.
     pub fn new(
         mut machine: Machine,
-        members: Members,
+        cluster: Cluster,
         shared: Arc<Shared>,
         provider: Arc<Provider>,
         pace: Pace,
@@ -160,7 +150,7 @@ impl StoreActor {
         machine.want_events(false);
         StoreActor {
             machine,
-            members,
+            cluster,
             shared,
             provider,
             pace,
@@ -194,8 +184,9 @@ impl StoreActor {
             Ok(Payload::V2(request)) => {
                 let begun = self.pace.clock.now();
                 self.machine.record(entry.index, entry.term, apply::v2_rows(&request));
-                if self.members.apply_v2(&request) {
-                    self.shared.publish_members(&self.members);
+                let (changed, _) = self.cluster.apply_v2(&request, self.time_of_day());
+                if changed {
+                    self.shared.publish_members(self.cluster.members());
                 }
                 let took = self.pace.clock.now().duration_since(begun);
                 self.timings.applied_v2(took, &request.method);
@@ -206,10 +197,14 @@ impl StoreActor {
         }
     }
 
+    fn time_of_day(&self) -> Time {
+        Time(i64::try_from(self.pace.clock.unix().as_nanos()).unwrap_or(i64::MAX))
+    }
+
     fn apply_v3(&mut self, entry: &Entry, request: &rpc::InternalRaftRequest) {
         let id = request.header.as_ref().map_or(request.id, |header| header.id);
-        if apply_membership(&mut self.members, request) {
-            self.shared.publish_members(&self.members);
+        if self.cluster.apply_v3(request) {
+            self.shared.publish_members(self.cluster.members());
         }
         let begun = self.pace.clock.now();
         let Applied { result, effects } = self.machine.apply(entry.index, entry.term, request);
@@ -254,12 +249,12 @@ impl StoreActor {
             return (change, PeerChange::None);
         };
         let id = v1.id;
-        let outcome = self.members.apply(v1);
-        let rows = apply::conf_change_rows(&outcome, &self.members);
+        let outcome = self.cluster.change(v1);
+        let rows = apply::conf_change_rows(&outcome, self.cluster.members());
         self.machine.record(entry.index, entry.term, rows);
         let outcome = match outcome {
             Ok(peer) => {
-                self.shared.publish_members(&self.members);
+                self.shared.publish_members(self.cluster.members());
                 if peer == PeerChange::Remove(self.shared.member_id) {
                     leave_after_removal();
                 }
@@ -356,6 +351,23 @@ impl StoreActor {
     }
 }
 
+impl StoreActor {
+    /// Nodes of the v2 tree end when the log says so, at the leader's time.
+    fn sync_v2(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_later(V2_SYNC_INTERVAL, |actor, ctx| {
+            rt::or_abort("StoreActor", || {
+                if actor.cluster.tree().has_ttl_keys() && actor.shared.standing().is_leader {
+                    let Time(time) = actor.time_of_day();
+                    let method = "SYNC".to_owned();
+                    let request = rpc::Request { method, time, ..Default::default() };
+                    actor.shared.propose_v2_quietly(request);
+                }
+            });
+            actor.sync_v2(ctx);
+        });
+    }
+}
+
 /// The process ends with 0, as etcd's does when its member was removed.
 fn leave_after_removal() {
     tracing::warn!("the member has been permanently removed from the cluster");
@@ -377,6 +389,7 @@ impl Actor for StoreActor {
         self.compacting = true;
         ctx.notify(CompactStep);
         self.sweep(ctx);
+        self.sync_v2(ctx);
     }
 }
 

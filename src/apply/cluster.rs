@@ -1,6 +1,7 @@
 //! What membership entries leave in the engine, row by row as etcd writes them. The member table
 //! itself is [`Members`]; a start rebuilds it from the log, not from these rows.
 
+use crate::base::gojson;
 use crate::cluster::members::{self, Member, Members, PeerChange, Rejected};
 use crate::mvcc::backend::{Bucket, Op};
 use crate::pb::etcdserverpb as rpc;
@@ -32,23 +33,8 @@ struct DowngradeJson<'a> {
     enabled: bool,
 }
 
-/// JSON as Go writes it: what HTML takes for markup, and its line separators, are escaped. All of
-/// them can only stand in strings.
 fn json(value: &impl Serialize) -> Bytes {
-    let text = serde_json::to_string(value).expect("strings and numbers serialise");
-    if !text.contains(['<', '>', '&', '\u{2028}', '\u{2029}']) {
-        return text.into();
-    }
-    let mut escaped = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match c {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
-                escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
-            }
-            c => escaped.push(c),
-        }
-    }
-    escaped.into()
+    gojson::text(value).into()
 }
 
 fn member_key(id: u64) -> Bytes {

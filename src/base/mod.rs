@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod error;
 pub mod failpoint;
+pub mod gojson;
 pub mod ids;
 pub mod limits;
 pub mod url;

@@ -1,6 +1,7 @@
 //! The member table as etcd keeps it in its v2 tree: fed by conf changes and by the bare v2
 //! requests that carry attributes and the cluster version.
 
+use crate::base::gojson;
 use crate::base::ids::MemberId;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::raftpb::{ConfChange, ConfChangeType, ConfState};
@@ -8,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where the v2 tree has the cluster version.
-const VERSION_PATH: &str = "/0/version";
+pub(super) const VERSION_PATH: &str = "/0/version";
+/// What precedes a member's id in the path of its attributes, and what follows it.
+const MEMBERS_PATH: &str = "/0/members/";
+const ATTRIBUTES_SUFFIX: &str = "/attributes";
 
 /// A member, in etcd's JSON (etcd v3.5.17 `api/membership/member.go`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,11 +38,11 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(de: D) -> Result<Vec<String>,
 }
 
 /// What of a member raft needs, as the v2 tree has it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RaftAttributes {
     #[serde(rename = "peerURLs", default, deserialize_with = "null_is_empty")]
     pub(super) peer_urls: Vec<String>,
-    #[serde(rename = "isLearner", default)]
+    #[serde(rename = "isLearner", default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) is_learner: bool,
 }
 
@@ -100,11 +104,23 @@ pub struct Members {
 
 impl Member {
     /// Takes name and client URLs from the JSON in which a member publishes them.
-    pub(super) fn set_attributes_json(&mut self, json: &str) -> serde_json::Result<()> {
-        let attributes: Attributes = serde_json::from_str(json)?;
+    pub(super) fn set_attributes_json(&mut self, json: &[u8]) -> serde_json::Result<()> {
+        let attributes: Attributes = serde_json::from_slice(json)?;
         self.name = attributes.name;
         self.client_urls = attributes.client_urls;
         Ok(())
+    }
+
+    /// Name and client URLs as the v2 tree has them.
+    pub(super) fn attributes_json(&self) -> String {
+        let (name, client_urls) = (self.name.clone(), self.client_urls.clone());
+        gojson::text(&Attributes { name, client_urls })
+    }
+
+    /// What raft needs, as the v2 tree has it.
+    pub(super) fn raft_attributes_json(&self) -> String {
+        let (peer_urls, is_learner) = (self.peer_urls.clone(), self.is_learner);
+        gojson::text(&RaftAttributes { peer_urls, is_learner })
     }
 }
 
@@ -229,21 +245,19 @@ impl Members {
             .any(|member| member.peer_urls.iter().any(|url| urls.contains(url)))
     }
 
-    /// Applies a bare v2 request, as far as membership and version need the v2 tree: `PUT` of
-    /// `/0/members/<id>/attributes` and of `/0/version`. True if anything changed.
+    /// Applies a bare v2 request as far as it is about the table. True if anything changed.
     pub fn apply_v2(&mut self, request: &rpc::Request) -> bool {
-        if request.method != "PUT" {
-            return false;
+        match subject(request) {
+            Subject::Version(version) => {
+                let version = Some(version.to_owned());
+                std::mem::replace(&mut self.version, version) != self.version
+            }
+            Subject::Attributes(id) => {
+                let member = self.members.get_mut(&id.0);
+                member.is_some_and(|member| member.set_attributes_json(&request.val).is_ok())
+            }
+            Subject::Tree => false,
         }
-        if let Some(version) = version_in(request) {
-            let version = Some(version.to_owned());
-            return std::mem::replace(&mut self.version, version) != self.version;
-        }
-        let Some(id) = attributes_path_id(&request.path) else {
-            return false;
-        };
-        let member = self.members.get_mut(&id);
-        member.is_some_and(|member| member.set_attributes_json(&request.val).is_ok())
     }
 
     /// Applies 3.5's own entry for the same purpose, which a newer member may propose.
@@ -262,14 +276,59 @@ impl Members {
     }
 }
 
-fn attributes_path_id(path: &str) -> Option<u64> {
-    let id = path.strip_prefix("/0/members/")?.strip_suffix("/attributes")?;
-    u64::from_str_radix(id, 16).ok()
+/// What a bare v2 request is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// A member's name and client URLs.
+    Attributes(MemberId),
+    /// The cluster version.
+    Version(&'a str),
+    /// Only the v2 tree.
+    Tree,
+}
+
+/// What a bare v2 request is about (etcd v3.5.17 `server/etcdserver/apply_v2.go` Put). On a version
+/// or an id that is none etcd panics; here it is a request about the tree.
+pub fn subject(request: &rpc::Request) -> Subject<'_> {
+    let compared = request.prev_index > 0 || !request.prev_value.is_empty();
+    if request.method != "PUT" || request.prev_exist.is_some() || compared {
+        return Subject::Tree;
+    }
+    if let Some(id) = attributes_path_id(&request.path) {
+        return Subject::Attributes(id);
+    }
+    let version = std::str::from_utf8(&request.val).ok().filter(|text| is_version(text));
+    match version {
+        Some(version) if request.path == VERSION_PATH.as_bytes() => Subject::Version(version),
+        _ => Subject::Tree,
+    }
+}
+
+/// etcd finds `/0/members/<id>/attributes` anywhere in a path, and takes the id from before the
+/// path's last part.
+fn attributes_path_id(path: &[u8]) -> Option<MemberId> {
+    let path = std::str::from_utf8(path).ok()?;
+    let found = path.split(MEMBERS_PATH).skip(1).any(|rest| {
+        let digits = rest.bytes().take_while(u8::is_ascii_hexdigit).count();
+        (1..=16).contains(&digits) && rest[digits..].starts_with(ATTRIBUTES_SUFFIX)
+    });
+    let id = path.rsplit('/').nth(1).filter(|_| found)?;
+    u64::from_str_radix(id, 16).ok().map(MemberId)
+}
+
+fn is_version(text: &str) -> bool {
+    let core = text.split(['-', '+']).next().unwrap_or_default();
+    let mut parts = core.split('.');
+    let number = |part: Option<&str>| part.is_some_and(|part| part.parse::<u64>().is_ok());
+    number(parts.next()) && number(parts.next()) && number(parts.next()) && parts.next().is_none()
 }
 
 /// The cluster version that a v2 request sets, if it sets one.
 pub fn version_in(request: &rpc::Request) -> Option<&str> {
-    (request.method == "PUT" && request.path == VERSION_PATH).then_some(request.val.as_str())
+    match subject(request) {
+        Subject::Version(version) => Some(version),
+        _ => None,
+    }
 }
 
 /// The v2 request with which a member publishes its name and client URLs
@@ -278,8 +337,8 @@ pub fn publish_request(id: MemberId, name: &str, client_urls: &[String]) -> rpc:
     let attributes = Attributes { name: name.to_owned(), client_urls: client_urls.to_vec() };
     rpc::Request {
         method: "PUT".to_owned(),
-        path: format!("/0/members/{id}/attributes"),
-        val: serde_json::to_string(&attributes).expect("strings serialise"),
+        path: format!("{MEMBERS_PATH}{id}{ATTRIBUTES_SUFFIX}").into(),
+        val: gojson::text(&attributes).into(),
         ..rpc::Request::default()
     }
 }
@@ -288,8 +347,8 @@ pub fn publish_request(id: MemberId, name: &str, client_urls: &[String]) -> rpc:
 pub fn version_request(version: &str) -> rpc::Request {
     rpc::Request {
         method: "PUT".to_owned(),
-        path: VERSION_PATH.to_owned(),
-        val: version.to_owned(),
+        path: VERSION_PATH.into(),
+        val: version.to_owned().into(),
         ..rpc::Request::default()
     }
 }
@@ -329,12 +388,49 @@ mod tests {
         let mut members = Members::default();
         members.apply(&add(0xab, "http://a:1", false)).unwrap();
         let request = publish_request(MemberId(0xab), "m0", &["http://a:2".to_owned()]);
-        assert_eq!(request.path, "/0/members/ab/attributes");
-        assert_eq!(request.val, r#"{"name":"m0","clientURLs":["http://a:2"]}"#);
+        assert_eq!(&request.path[..], b"/0/members/ab/attributes");
+        assert_eq!(&request.val[..], br#"{"name":"m0","clientURLs":["http://a:2"]}"#);
         assert!(members.apply_v2(&request));
         assert_eq!(members.get(MemberId(0xab)).unwrap().name, "m0");
         assert!(members.apply_v2(&version_request("3.5.0")));
         assert!(!members.apply_v2(&version_request("3.5.0")));
+        assert!(!members.apply_v2(&version_request("3.5")));
         assert_eq!(members.version(), Some("3.5.0"));
+    }
+
+    #[test]
+    fn requests_about_the_cluster_are_told_from_others() {
+        let put = |path: &str| rpc::Request {
+            method: "PUT".to_owned(),
+            path: path.to_owned().into(),
+            val: "3.5.0".into(),
+            ..rpc::Request::default()
+        };
+        let about = |path| match subject(&put(path)) {
+            Subject::Attributes(id) => id.0,
+            Subject::Version(_) => 1,
+            Subject::Tree => 0,
+        };
+        assert_eq!(about("/0/version"), 1);
+        assert_eq!(about("/0/members/ab/attributes"), 0xab);
+        // As in etcd, a key of the v2 API may look like one.
+        assert_eq!(about("/1/0/members/ab/attributes"), 0xab);
+        assert_eq!(about("/0/members/ab/attributes/cd/x"), 0xcd);
+        for path in [
+            "/1/version",
+            "/0/members/xy/attributes",
+            "/0/members//attributes",
+            "/0/members/ab",
+            "/0/members/00000000000000ab0/attributes",
+            "/0/members/ab/raftAttributes",
+        ] {
+            assert_eq!(about(path), 0, "{path}");
+        }
+        let compared = rpc::Request { prev_index: 1, ..put("/0/version") };
+        assert_eq!(subject(&compared), Subject::Tree);
+        let created = rpc::Request { prev_exist: Some(false), ..put("/0/version") };
+        assert_eq!(subject(&created), Subject::Tree);
+        let deleted = rpc::Request { method: "DELETE".to_owned(), ..put("/0/version") };
+        assert_eq!(subject(&deleted), Subject::Tree);
     }
 }

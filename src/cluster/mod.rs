@@ -1,6 +1,6 @@
 //! Who is in the cluster: identity, members, versions. Pure tables and rules.
-//! Uses: base, pb
+//! Uses: base, pb, v2
 
 pub mod identity;
 pub mod members;
-pub mod v2_tree;
+pub mod state;

@@ -2,13 +2,14 @@
 //! entries that the engine or the member table still lack.
 
 use crate::actors::rt;
-use crate::actors::store::{Payload, apply_membership, payload};
+use crate::actors::store::{Payload, payload};
 use crate::apply::{self, Machine, Options};
+use crate::base::clock::{Clock as _, SystemClock};
 use crate::base::ids::{ClusterId, MemberId};
 use crate::cli::config::{ClusterState, Config};
 use crate::cluster::identity;
-use crate::cluster::members::{Member, Members};
-use crate::cluster::v2_tree;
+use crate::cluster::members::Member;
+use crate::cluster::state::Cluster;
 use crate::mvcc::backend::Op;
 use crate::node::resolve;
 use crate::pb::raftpb::Entry;
@@ -20,6 +21,7 @@ use crate::storage::engine::{Engine, OpenKind, Opened};
 use crate::storage::import::{self, ImportError};
 use crate::storage::snap;
 use crate::storage::wal::{Metadata, Replay, Wal, WalError};
+use crate::v2::Time;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -37,12 +39,13 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A recovered member.
 pub struct Booted {
     pub member: MemberId,
-    pub cluster: ClusterId,
+    pub cluster_id: ClusterId,
     pub wal: Wal,
     pub log: LogStart,
     pub machine: Machine,
     pub engine: Arc<Engine>,
-    pub members: Members,
+    /// Tree and table of the members.
+    pub cluster: Cluster,
     pub applied: u64,
     /// Held for its lock.
     pub _dir: DataDir,
@@ -71,18 +74,18 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
     }
     let metadata = replay.metadata;
     let member = MemberId(metadata.node_id);
-    let cluster = ClusterId(metadata.cluster_id);
-    let (from, mut members) = beginning(&dir, &mut replay)?;
+    let cluster_id = ClusterId(metadata.cluster_id);
+    let (from, mut cluster) = beginning(&dir, &mut replay)?;
     let (engine, mut machine) = open_machine(config, &dir, metadata)?;
 
     let commit = committed(&wal, &replay, machine.position().0)?;
     let snapshot_index = snapshot_index(&replay, machine.position().0)?;
-    feed(&wal, from..=commit, &mut machine, &mut members)?;
+    feed(&wal, from..=commit, &mut machine, &mut cluster)?;
     machine.flush_position();
     defragment_if_worth_it(config, &engine, &mut machine);
     let log = LogStart {
         hard_state: crate::pb::raftpb::HardState { commit, ..replay.hard_state },
-        conf_state: members.conf_state(),
+        conf_state: cluster.members().conf_state(),
         snapshot_index,
         last_index: replay.last_index,
         term_runs: replay.term_runs,
@@ -90,12 +93,13 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
     };
     tracing::info!(
         "local-member-id" = %member,
-        "cluster-id" = %cluster,
+        "cluster-id" = %cluster_id,
         "commit-index" = commit,
         revision = machine.reader().revision(),
         "recovered the member from its log"
     );
-    Ok(Booted { member, cluster, wal, log, machine, engine, members, applied: commit, _dir: dir })
+    let applied = commit;
+    Ok(Booted { member, cluster_id, wal, log, machine, engine, cluster, applied, _dir: dir })
 }
 
 /// With `--experimental-bootstrap-defrag-threshold-megabytes` (etcd v3.5.17 `server.go`
@@ -143,11 +147,11 @@ fn committed(wal: &Wal, replay: &Replay, engine_index: u64) -> Result<u64, Strin
     Ok(commit)
 }
 
-/// The first entry to feed, and the members before it: a log that begins later than with entry 1
+/// The first entry to feed, and the cluster before it: a log that begins later than with entry 1
 /// follows one of etcd's `.snap` files.
-fn beginning(dir: &DataDir, replay: &mut Replay) -> Result<(u64, Members), String> {
+fn beginning(dir: &DataDir, replay: &mut Replay) -> Result<(u64, Cluster), String> {
     if replay.first_index == 1 {
-        return Ok((1, Members::default()));
+        return Ok((1, Cluster::default()));
     }
     let mut recorded = replay.snapshots.clone();
     recorded.retain(|(index, _)| *index <= replay.hard_state.commit);
@@ -159,13 +163,13 @@ fn beginning(dir: &DataDir, replay: &mut Replay) -> Result<(u64, Members), Strin
             dir.snap().display()
         ));
     };
-    let members = v2_tree::members(&snap.tree)
+    let cluster = Cluster::from_json(&snap.tree)
         .map_err(|error| format!("the snapshot at index {}: {error}", snap.index))?;
     tracing::info!(index = snap.index, term = snap.term, "the log follows a snapshot");
     if replay.term_runs.first().is_none_or(|(start, _)| *start > snap.index) {
         replay.term_runs.insert(0, (snap.index, snap.term));
     }
-    Ok((snap.index + 1, members))
+    Ok((snap.index + 1, cluster))
 }
 
 /// The newest snapshot that an etcd recorded in the log, 0 if none. What it held may be in no
@@ -248,18 +252,18 @@ fn open_engine(dir: &DataDir, metadata: Metadata) -> Result<Engine, String> {
     Ok(engine)
 }
 
-/// Feeds the committed entries: all to the member table, those above its position to the machine.
-/// Rows that membership leaves in the engine are compared with what is there.
+/// Feeds the committed entries: all to the cluster's tree and table, those above its position to
+/// the machine. Rows that membership leaves in the engine are compared with what is there.
 fn feed(
     wal: &Wal,
     range: RangeInclusive<u64>,
     machine: &mut Machine,
-    members: &mut Members,
+    cluster: &mut Cluster,
 ) -> Result<(), String> {
     let mut rows = BTreeMap::new();
     if !range.is_empty() {
         let mut visit = |entry: Entry| {
-            let left = feed_entry(&entry, machine, members)?;
+            let left = feed_entry(&entry, machine, cluster)?;
             rows.extend(left.into_iter().map(|(bucket, key, value)| ((bucket, key), value)));
             Ok(())
         };
@@ -277,17 +281,17 @@ fn feed(
 fn feed_entry(
     entry: &Entry,
     machine: &mut Machine,
-    members: &mut Members,
+    cluster: &mut Cluster,
 ) -> Result<Vec<Op>, WalError> {
     let (index, term) = (entry.index, entry.term);
     if let Some(change) = Change::of(entry) {
         let mut rows = Vec::new();
         if let Change::V1(change) = &change {
-            let outcome = members.apply(change);
+            let outcome = cluster.change(change);
             if let Err(rejected) = &outcome {
                 tracing::warn!(error = %rejected, index, "rejected a conf change");
             }
-            rows = apply::conf_change_rows(&outcome, members);
+            rows = apply::conf_change_rows(&outcome, cluster.members());
         }
         machine.record(index, term, rows.clone());
         return Ok(rows);
@@ -296,14 +300,15 @@ fn feed_entry(
         payload(entry).map_err(|error| WalError::Stopped(format!("entry {index}: {error}")))?;
     match held {
         Payload::V3(request) => {
-            apply_membership(members, &request);
+            cluster.apply_v3(&request);
             if index > machine.position().0 {
                 machine.apply(index, term, &request);
             }
             Ok(apply::v3_rows(&request))
         }
         Payload::V2(request) => {
-            members.apply_v2(&request);
+            // What it refuses is refused by all members.
+            let _ = cluster.apply_v2(&request, time_of_day());
             let rows = apply::v2_rows(&request);
             machine.record(index, term, rows.clone());
             Ok(rows)
@@ -313,6 +318,10 @@ fn feed_entry(
             Ok(Vec::new())
         }
     }
+}
+
+fn time_of_day() -> Time {
+    Time(i64::try_from(SystemClock.unix().as_nanos()).unwrap_or(i64::MAX))
 }
 
 fn start_new(config: &Config, wal_dir: &Path) -> Result<(), String> {
@@ -430,7 +439,7 @@ mod tests {
     fn boot_revision(config: &Config) -> i64 {
         let booted = boot(config).unwrap();
         booted.engine.close().unwrap();
-        assert_eq!(booted.members.iter().count(), 1);
+        assert_eq!(booted.cluster.members().iter().count(), 1);
         booted.machine.revision()
     }
 

@@ -1,7 +1,7 @@
 //! The composition: the only place that knows everyone. Boots a member from its flags, serves, and
 //! stops it.
 //! Uses: actors, apply, auth, base, cli, cluster, grpc, http, mvcc, obs, pb, raft, storage,
-//! transport
+//! transport, v2
 
 mod boot;
 mod defragment;
@@ -77,11 +77,11 @@ async fn member(config: Config) -> Result<(), String> {
         .map_err(|error| error.to_string())??;
     let election_timeout = Duration::from_millis(config.election_timeout_ms);
     let tick_interval = Duration::from_millis(config.heartbeat_interval_ms);
-    let members = booted.members.clone();
+    let members = booted.cluster.members().clone();
     let (inbox, outlet) = Inbox::new();
     let shared = Arc::new(Shared::new(
         booted.member,
-        booted.cluster,
+        booted.cluster_id,
         clock.unix(),
         booted.applied,
         members.clone(),
@@ -106,8 +106,12 @@ async fn member(config: Config) -> Result<(), String> {
 
     let connector = glue::Connector::new(&tls.peer);
     let sink = Arc::new(glue::Sink::new(shared.clone()));
-    let transport =
-        glue::transport(&config, (booted.member, booted.cluster), connector.clone(), sink.clone());
+    let transport = glue::transport(
+        &config,
+        (booted.member, booted.cluster_id),
+        connector.clone(),
+        sink.clone(),
+    );
     let peers = glue::TransportPeers::new(transport.clone(), booted.member);
     for member in members.iter() {
         crate::actors::raft::Peers::change(
@@ -141,6 +145,7 @@ async fn member(config: Config) -> Result<(), String> {
     }
     let store_shared = shared.clone();
     let machine = booted.machine;
+    let cluster = booted.cluster;
     let pace = store::Pace {
         compact_rows: config.experimental_compaction_batch_limit,
         compact_pause: config.experimental_compaction_sleep_interval,
@@ -148,7 +153,7 @@ async fn member(config: Config) -> Result<(), String> {
         clock: clock.clone(),
     };
     let store = StoreActor::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-        StoreActor::new(machine, members, store_shared, provider, pace)
+        StoreActor::new(machine, cluster, store_shared, provider, pace)
     });
     let (table, hub_reader, hub_store) = (Arc::default(), reader.clone(), store.clone());
     let hub = rt::supervise(&Arbiter::new().handle(), clock.clone(), move || {

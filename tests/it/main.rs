@@ -4,3 +4,4 @@ mod flags;
 mod golden;
 mod process;
 mod tidy;
+mod v2;

@@ -20,6 +20,7 @@ const LAYERS: &[&str] = &[
     "mvcc",
     "raft",
     "cluster",
+    "v2",
     "obs",
     "pb",
     "base",

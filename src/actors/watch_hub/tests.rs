@@ -10,6 +10,7 @@ use crate::base::clock::SystemClock;
 use crate::base::ids::{ClusterId, MemberId};
 use crate::base::limits::{WATCH_STREAM_BYTES_MAX, WATCH_STREAM_RESPONSES_MAX};
 use crate::cluster::members::Members;
+use crate::cluster::state::Cluster;
 use crate::mvcc::backend::MemBackend;
 use crate::mvcc::watch::{Refusal, Spec};
 use crate::pb::etcdserverpb as rpc;
@@ -47,7 +48,7 @@ impl World {
         let members = Members::default();
         let (inbox, _) = Inbox::new();
         let (unix, alarms) = (Duration::ZERO, Vec::new());
-        let shared = Shared::new(member, cluster, unix, 0, members.clone(), alarms, inbox);
+        let shared = Shared::new(member, cluster, unix, 0, members, alarms, inbox);
         let clock = Arc::new(SystemClock);
         let pace = Pace {
             compact_rows: 10,
@@ -57,7 +58,7 @@ impl World {
         };
         let store = StoreActor::start_in_arbiter(&Arbiter::new().handle(), move |_| {
             let provider = Arc::new(crate::actors::auth::Provider::Nobody);
-            StoreActor::new(machine, members, Arc::new(shared), provider, pace)
+            StoreActor::new(machine, Cluster::default(), Arc::new(shared), provider, pace)
         });
         let (table, hub_store) = (Arc::default(), store.clone());
         let hub = rt::supervise(&Arbiter::new().handle(), clock, move || {
