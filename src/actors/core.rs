@@ -2,12 +2,14 @@
 
 use crate::actors::auth::handle::AuthHandle;
 use crate::actors::handle::auth::Authority;
+use crate::actors::handle::members::Membership;
 use crate::actors::handle::watch::Watching;
 use crate::actors::handle::{Answer, Node, RaftStatus};
 use crate::actors::ids::Ids;
 use crate::actors::inbox::{Ask, Inbox, Propose};
 use crate::actors::lease_keeper::{self, LeaseKeeperAddr};
 use crate::actors::maintenance::Defragment;
+use crate::actors::membership::Peering;
 use crate::actors::store::Waiter;
 use crate::actors::watch_hub::WatchHandle;
 use crate::apply::Reply;
@@ -46,6 +48,8 @@ pub struct Shared {
     /// See `actors::auth::shared`.
     pub(super) auth: OnceLock<AuthReader>,
     pub(super) auth_changes: watch::Sender<u64>,
+    /// Whether the cluster has removed this member.
+    removed: watch::Sender<bool>,
     /// Where proposals and read-index requests go.
     pub inbox: Inbox,
 }
@@ -76,6 +80,7 @@ impl Shared {
             leader_changes: AtomicU64::new(0),
             auth: OnceLock::new(),
             auth_changes: watch::Sender::default(),
+            removed: watch::Sender::default(),
             inbox,
         }
     }
@@ -153,6 +158,17 @@ impl Shared {
     /// StoreActor only.
     pub fn publish_members(&self, members: &Members) {
         self.members.store(Arc::new(members.clone()));
+    }
+
+    /// This member has no business any more: it was told so, or has applied its removal.
+    pub fn publish_removed(&self) {
+        self.removed.send_replace(true);
+    }
+
+    /// Returns once the cluster has removed this member.
+    pub async fn wait_removed(&self) {
+        // The sender lives as long as this.
+        let _ = self.removed.subscribe().wait_for(|removed| *removed).await;
     }
 
     /// The raised alarms.
@@ -242,6 +258,9 @@ pub struct Core {
     pub leases: LeaseReader,
     pub auth: AuthHandle,
     pub forward: Arc<dyn LeaseForward>,
+    pub peering: Arc<dyn Peering>,
+    /// `--strict-reconfig-check`.
+    pub strict_reconfig: bool,
     pub defragment: Arc<dyn Defragment>,
     pub clock: Arc<dyn Clock>,
     pub election_timeout: Duration,
@@ -287,7 +306,7 @@ impl Core {
         request_timeout(self.election_timeout)
     }
 
-    fn timeout_error(&self, started: Instant) -> Error {
+    pub(super) fn timeout_error(&self, started: Instant) -> Error {
         let changed_at = **self.shared.leader_changed_at.load();
         if let Some(changed_at) = changed_at {
             let lost_at = changed_at.checked_sub(2 * self.election_timeout);
@@ -332,7 +351,7 @@ impl Core {
         answer.await.unwrap_or(Err(Error::Stopped))
     }
 
-    async fn with_timeout<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn with_timeout<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match tokio::time::timeout(self.request_timeout(), work).await {
             Ok(result) => result,
             Err(_) => Err(Error::Timeout),
@@ -361,7 +380,10 @@ impl Core {
 
     /// Bounds a lease call that looks for the leader until there is one (etcd v3.5.17
     /// `v3_server.go` LeaseRenew, waitLeader).
-    async fn at_the_leader<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn at_the_leader<T>(
+        &self,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         match self.with_timeout(work).await {
             Err(Error::Timeout) if self.shared.standing().leader.0 == 0 => Err(Error::NoLeader),
             answer => answer,
@@ -369,7 +391,7 @@ impl Core {
     }
 
     /// Where the leader is, if it is another member.
-    fn leader_urls(&self) -> Option<Vec<String>> {
+    pub(super) fn leader_urls(&self) -> Option<Vec<String>> {
         let leader = self.shared.standing().leader;
         if leader == self.shared.member_id {
             return None;
@@ -519,6 +541,10 @@ impl Node for Core {
 
     fn authority(&self) -> Option<&dyn Authority> {
         Some(&self.auth)
+    }
+
+    fn membership(&self) -> Option<&dyn Membership> {
+        Some(self)
     }
 
     fn move_leader(&self, to: MemberId) -> Answer<'_, Result<()>> {

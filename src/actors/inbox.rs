@@ -11,6 +11,7 @@ use crate::actors::store::Waiter;
 use crate::base::error::{Error, Result};
 use crate::base::ids::MemberId;
 use crate::base::limits;
+use crate::pb::raftpb::ConfChange;
 use actix::Addr;
 use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -41,6 +42,10 @@ pub enum Ask {
     ProposeAsLeader { term: u64, payloads: Vec<Bytes> },
     /// Hand the leadership over, if this member has it; nobody is told how it went.
     TransferTo(MemberId),
+    /// Propose a change of members; the reply comes when raft has taken it.
+    Change { change: ConfChange, reply: Waiter },
+    /// See `Driver::progress`.
+    Progress { member: MemberId, reply: oneshot::Sender<Result<(u64, u64)>> },
     /// So many ticks have passed at once.
     Advance(usize),
 }

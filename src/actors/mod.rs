@@ -16,6 +16,8 @@ pub mod inbox;
 mod leader_only;
 pub mod lease_keeper;
 pub mod maintenance;
+mod member_log;
+pub mod membership;
 mod no_space;
 pub mod raft;
 pub mod rt;

@@ -7,6 +7,7 @@ use crate::actors::leader_only::LeaderOnly;
 use crate::actors::lease_keeper::{self, LeaseKeeperAddr};
 use crate::actors::rt;
 use crate::actors::store::{self, StoreActor, Waiter};
+use crate::apply::Reply;
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
 use crate::base::failpoint;
@@ -14,7 +15,9 @@ use crate::base::ids::MemberId;
 use crate::base::limits;
 use crate::cluster::members::PeerChange;
 use crate::obs::metrics::metrics;
-use crate::pb::raftpb::{Entry, EntryType, HardState, Message as RaftMessage};
+use crate::pb::raftpb::{
+    ConfChange, ConfState, Entry, EntryType, HardState, Message as RaftMessage,
+};
 use crate::raft::driver::{Change, Driver, Standing};
 use crate::raft::log::Archive;
 use crate::raft::reads::Reads;
@@ -63,11 +66,23 @@ pub struct Step {
 #[rtype(result = "()")]
 pub struct Unreachable(pub MemberId);
 
-/// StoreActor has applied conf changes: each with its index and as raft has to take it (a rejected
-/// one as a change of nothing). That other entries are applied, RaftActor sees from `Shared`.
+/// StoreActor has applied conf changes. That other entries are applied, RaftActor sees from
+/// `Shared`.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Changed(pub Vec<(u64, Change, PeerChange)>);
+pub struct Changed(pub Vec<AppliedChange>);
+
+/// A conf change that StoreActor has applied.
+pub struct AppliedChange {
+    pub index: u64,
+    /// As raft has to take it: a rejected one as a change of nothing.
+    pub change: Change,
+    pub peer: PeerChange,
+    /// What raft must have after it.
+    pub conf_state: ConfState,
+    /// Who asked for it, and the outcome.
+    pub answer: Option<(Waiter, Result<Reply>)>,
+}
 
 /// Writes everything down; answered before the process ends.
 #[derive(Message)]
@@ -122,6 +137,8 @@ pub struct RaftActor {
     parts: Parts,
     standing: Standing,
     proposals: VecDeque<Propose>,
+    /// Changes of members, each proposed when raft would take it.
+    changes: VecDeque<(ConfChange, Waiter)>,
     leader_only: LeaderOnly,
     reads: Reads<oneshot::Sender<Result<u64>>>,
     /// Waiters of entries that are proposed and not yet handed to StoreActor.
@@ -142,6 +159,7 @@ impl RaftActor {
         RaftActor {
             standing: Standing::default(),
             proposals: VecDeque::new(),
+            changes: VecDeque::new(),
             leader_only: LeaderOnly::default(),
             reads: Reads::default(),
             registered: Vec::new(),
@@ -245,6 +263,17 @@ impl RaftActor {
                 }
                 Ask::ProposeAsLeader { term, payloads } => self.leader_only.push(term, payloads),
                 Ask::TransferTo(member) => self.parts.driver.transfer_leader(member),
+                Ask::Change { change, reply }
+                    if self.changes.len() < limits::CHANGES_PENDING_MAX =>
+                {
+                    self.changes.push_back((change, reply));
+                }
+                Ask::Change { reply, .. } => {
+                    let _ = reply.send(Err(Error::TooManyRequests));
+                }
+                Ask::Progress { member, reply } => {
+                    let _ = reply.send(self.parts.driver.progress(member));
+                }
                 Ask::Advance(ticks) => (0..ticks).for_each(|_| self.parts.driver.tick()),
                 Ask::Propose(proposal)
                     if self.standing.committed <= gap_max
@@ -271,7 +300,7 @@ impl RaftActor {
         failpoint::hit(failpoint::RAFT_FLUSH);
         self.follow_applied();
         self.take_ripe_asks();
-        self.propose();
+        self.propose_all();
         self.read_index();
         self.confirm_leadership();
         while let Some(turn) = self.with_driver(|driver, outside| driver.turn(outside)) {
@@ -290,11 +319,30 @@ impl RaftActor {
                 self.propose_as_leader(context);
             }
             self.take_ripe_asks();
-            self.propose();
+            self.propose_all();
             self.read_index();
             self.confirm_leadership();
         }
         self.follow_standing();
+    }
+
+    fn propose_all(&mut self) {
+        self.propose_change();
+        self.propose();
+    }
+
+    fn propose_change(&mut self) {
+        if self.changes.is_empty() || !self.parts.driver.takes_changes() {
+            return;
+        }
+        self.changes.retain(|(_, reply)| !reply.is_closed());
+        let Some((change, reply)) = self.changes.pop_front() else { return };
+        match self.parts.driver.propose_change(&change) {
+            Ok(()) => self.registered.push((change.id, reply)),
+            Err(_) => {
+                let _ = reply.send(Err(Error::Timeout));
+            }
+        }
     }
 
     fn propose(&mut self) {
@@ -443,18 +491,30 @@ impl Handler<Changed> for RaftActor {
 
     fn handle(&mut self, Changed(changes): Changed, ctx: &mut Self::Context) {
         rt::or_abort("RaftActor", || {
-            for (index, change, peer) in changes {
+            let mut answers = Vec::new();
+            for AppliedChange { index, change, peer, conf_state, answer } in changes {
                 // IMPORTANT: before `applied` advances to the change.
-                if let Err(error) = self.parts.driver.apply_conf_change(&change) {
-                    rt::fatal(&format!("raft refused a committed conf change: {error}"));
+                match self.parts.driver.apply_conf_change(&change) {
+                    Ok(state) => assert!(
+                        raft_proto::conf_state_eq(&state, &conf_state),
+                        "raft has {state:?} and the member table {conf_state:?}"
+                    ),
+                    Err(error) => {
+                        rt::fatal(&format!("raft refused a committed conf change: {error}"));
+                    }
                 }
                 self.parts.peers.change(peer);
                 assert_eq!(self.unchanged.pop_front(), Some(index), "changes come in order");
+                answers.extend(answer);
             }
             // IMPORTANT: before anything is sent to a new member, since a member that was alone
             // answers reads without asking anybody.
             self.follow_standing();
             self.follow_applied();
+            for (waiter, result) in answers {
+                // A caller that has gone needs no answer.
+                let _ = waiter.send(result);
+            }
         });
         self.arm(ctx);
     }

@@ -5,8 +5,9 @@ use crate::actors::alarm_log;
 use crate::actors::auth::Provider;
 use crate::actors::core::Shared;
 use crate::actors::lease_keeper::{self, LeaseKeeper, LeaseKeeperAddr};
+use crate::actors::member_log;
 use crate::actors::no_space::NoSpace;
-use crate::actors::raft::{self, RaftActor};
+use crate::actors::raft::{self, AppliedChange, RaftActor};
 use crate::actors::rt;
 use crate::actors::timings::Timings;
 use crate::actors::watch_hub::{self, WatchHubAddr};
@@ -37,8 +38,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a leader has the log remove v2 nodes that are over (etcd v3.5.17 `server.go`
 /// SyncTicker).
 const V2_SYNC_INTERVAL: Duration = Duration::from_millis(500);
-/// etcd exits this long after its own removal was applied.
-const REMOVED_EXIT_DELAY: Duration = Duration::from_secs(1);
+/// A member ends this long after its own removal was applied (etcd v3.5.17 `server.go`
+/// applyEntries), so that others hear of the removal from it.
+const REMOVED_STOP_DELAY: Duration = Duration::from_secs(1);
 
 /// What the flags say about the work of this actor.
 #[derive(Clone)]
@@ -166,10 +168,9 @@ impl StoreActor {
         }
     }
 
-    fn apply(&mut self, entry: &Entry, changes: &mut Vec<(u64, Change, PeerChange)>) {
+    fn apply(&mut self, entry: &Entry, changes: &mut Vec<AppliedChange>) {
         if let Some(change) = Change::of(entry) {
-            let (change, peer) = self.apply_change(entry, change);
-            changes.push((entry.index, change, peer));
+            changes.push(self.apply_change(entry, change));
             return;
         }
         match payload(entry) {
@@ -243,30 +244,34 @@ impl StoreActor {
         );
     }
 
-    fn apply_change(&mut self, entry: &Entry, change: Change) -> (Change, PeerChange) {
+    fn apply_change(&mut self, entry: &Entry, change: Change) -> AppliedChange {
+        let index = entry.index;
         let Change::V1(v1) = &change else {
-            self.machine.skip(entry.index, entry.term);
-            return (change, PeerChange::None);
+            self.machine.skip(index, entry.term);
+            let conf_state = self.cluster.members().conf_state();
+            return AppliedChange {
+                index,
+                change,
+                peer: PeerChange::None,
+                conf_state,
+                answer: None,
+            };
         };
-        let id = v1.id;
+        let waiter = self.waiters.remove(&v1.id);
         let outcome = self.cluster.change(v1);
         let rows = apply::conf_change_rows(&outcome, self.cluster.members());
-        self.machine.record(entry.index, entry.term, rows);
-        let outcome = match outcome {
+        self.machine.record(index, entry.term, rows);
+        member_log::applied(&self.shared, &outcome);
+        let (change, peer, result) = match outcome {
             Ok(peer) => {
                 self.shared.publish_members(self.cluster.members());
-                if peer == PeerChange::Remove(self.shared.member_id) {
-                    leave_after_removal();
-                }
-                (change, peer)
+                (change, peer, Ok(Reply::Members(self.cluster.members().to_wire())))
             }
-            Err(rejected) => {
-                tracing::warn!(error = %rejected, "rejected a conf change");
-                (Change::rejected(), PeerChange::None)
-            }
+            Err(rejected) => (Change::rejected(), PeerChange::None, Err(rejected.error())),
         };
-        self.answer(id, Ok(Reply::Empty));
-        outcome
+        let answer = waiter.map(|waiter| (waiter, result));
+        let conf_state = self.cluster.members().conf_state();
+        AppliedChange { index, change, peer, conf_state, answer }
     }
 
     fn follow(&mut self, effect: Effect) {
@@ -368,15 +373,6 @@ impl StoreActor {
     }
 }
 
-/// The process ends with 0, as etcd's does when its member was removed.
-fn leave_after_removal() {
-    tracing::warn!("the member has been permanently removed from the cluster");
-    std::thread::spawn(|| {
-        std::thread::sleep(REMOVED_EXIT_DELAY);
-        std::process::exit(0);
-    });
-}
-
 impl Actor for StoreActor {
     type Context = Context<Self>;
 
@@ -442,6 +438,10 @@ impl Handler<Apply> for StoreActor {
         for (waiter, result) in self.answers.drain(..) {
             // A caller that has gone needs no answer.
             let _ = waiter.send(result);
+        }
+        let own = PeerChange::Remove(self.shared.member_id);
+        if changes.iter().any(|change| change.peer == own) {
+            ctx.run_later(REMOVED_STOP_DELAY, |actor, _| actor.shared.publish_removed());
         }
         if let Some(raft) = &self.raft
             && !changes.is_empty()

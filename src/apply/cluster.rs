@@ -64,7 +64,7 @@ pub fn conf_change_rows(outcome: &Result<PeerChange, Rejected>, members: &Member
             rows.push((Bucket::MembersRemoved, member_key(id.0), removed));
             rows.push((Bucket::Members, member_key(id.0), None));
         }
-        PeerChange::Update(_) | PeerChange::None => {}
+        PeerChange::Update(_) | PeerChange::Promote(_) | PeerChange::None => {}
     }
     let state = members.conf_state();
     let state = ConfStateJson { voters: state.voters, learners: state.learners, auto_leave: false };

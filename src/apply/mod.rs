@@ -45,6 +45,8 @@ pub enum Reply {
     LeaseCheckpoint(rpc::LeaseCheckpointResponse),
     Alarm(rpc::AlarmResponse),
     Auth(AuthReply),
+    /// The members after a change of them.
+    Members(Vec<rpc::Member>),
     /// An entry that has nothing to say: attributes, cluster version, an empty entry.
     Empty,
 }
@@ -63,6 +65,7 @@ impl Reply {
             Reply::LeaseCheckpoint(response) => response.encoded_len(),
             Reply::Alarm(response) => response.encoded_len(),
             Reply::Auth(reply) => reply.encoded_len(),
+            Reply::Members(members) => members.iter().map(prost::Message::encoded_len).sum(),
             Reply::Empty => 0,
         }
     }

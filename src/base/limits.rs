@@ -19,6 +19,8 @@ pub const RAFT_INFLIGHT_MAX: usize = 512;
 pub const RAFT_MAILBOX_MAX: usize = 65_536;
 /// Proposals waiting for a leader; each also ends with its request timeout.
 pub const PROPOSALS_PENDING_MAX: usize = 65_536;
+/// Changes of members that wait for an earlier one; each also ends with its request timeout.
+pub const CHANGES_PENDING_MAX: usize = 64;
 /// Bytes of one proposed batch, so that one flush stays one readable WAL write.
 pub const PROPOSE_BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Applied log entries kept in memory for followers that are slightly behind.

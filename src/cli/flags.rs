@@ -111,8 +111,6 @@ const NO_PPROF: Effect = Effect::AcceptedWithoutEffect("there is no Go runtime t
 const SNAPSHOTS: Effect = Effect::Later("no snapshot is written and no log is released");
 const CHECKPOINTS: Effect = Effect::Later("there is no bbolt file to commit to");
 const CORRUPTION: Effect = Effect::Later("there is no corruption check");
-const MEMBERSHIP: Effect = Effect::Later("members cannot be added or removed");
-const JOINING: Effect = Effect::Later("joining an existing cluster is refused");
 const DOWNGRADE: Effect = Effect::Later("there is no downgrade");
 const V2_API: Effect = Effect::Later("the v2 API is not served");
 const GATEWAY: Effect = Effect::Later("the JSON gateway is not served");
@@ -190,7 +188,7 @@ pub const FLAGS: &[Flag] = &[
 
     f(CLUSTERING, "initial-advertise-peer-urls", Urls(""), "http://localhost:2380", W, "Peer addresses of this member that the other members are told."),
     f(CLUSTERING, "initial-cluster", Text, "default=http://localhost:2380", W, "Members of the cluster at its first start, as name=url pairs."),
-    f(CLUSTERING, "initial-cluster-state", OneOf(&["new", "existing"]), "new", JOINING, "Start a new cluster, or join an existing one; without meaning once the member has data."),
+    f(CLUSTERING, "initial-cluster-state", OneOf(&["new", "existing"]), "new", W, "Start a new cluster, or join an existing one; without meaning once the member has data."),
     f(CLUSTERING, "initial-cluster-token", Text, "etcd-cluster", W, "Word that keeps clusters with equal addresses apart at bootstrap."),
     f(CLUSTERING, "advertise-client-urls", Urls(""), "http://localhost:2379", W, "Client addresses of this member that clients are told."),
     f(CLUSTERING, "discovery", Text, "", NO_DISCOVERY, "Discovery service to bootstrap from."),
@@ -198,7 +196,7 @@ pub const FLAGS: &[Flag] = &[
     f(CLUSTERING, "discovery-proxy", Text, "", NO_DISCOVERY, "HTTP proxy for the discovery service."),
     f(CLUSTERING, "discovery-srv", Text, "", SRV, "DNS domain whose SRV records name the members."),
     f(CLUSTERING, "discovery-srv-name", Text, "", SRV, "Suffix of the SRV service name."),
-    f(CLUSTERING, "strict-reconfig-check", Bool, "true", MEMBERSHIP, "Refuse membership changes that would lose quorum."),
+    f(CLUSTERING, "strict-reconfig-check", Bool, "true", W, "Refuse membership changes that would lose quorum."),
     f(CLUSTERING, "pre-vote", Bool, "true", W, "Ask for votes before disturbing the term."),
     f(CLUSTERING, "auto-compaction-retention", Text, "0", W, "History that auto compaction keeps (0: no auto compaction)."),
     f(CLUSTERING, "auto-compaction-mode", Text, "periodic", W, "How the retention is read: periodic (a duration; plain numbers are hours) or revision."),

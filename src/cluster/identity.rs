@@ -22,6 +22,12 @@ pub fn member_id(peer_urls: &[String], token: &str) -> MemberId {
     MemberId(leading_u64(hash))
 }
 
+/// Id of a member that joins later: no token, but the time at which it was asked for, in seconds
+/// since 1970, so that the same URLs can come back as another member.
+pub fn later_member_id(peer_urls: &[String], unix_seconds: u64) -> MemberId {
+    member_id(peer_urls, &unix_seconds.to_string())
+}
+
 /// Id of a cluster: its initial member ids in ascending order, hashed.
 pub fn cluster_id(members: &[MemberId]) -> ClusterId {
     let mut sorted = members.to_vec();

@@ -1,6 +1,7 @@
 //! The member table as etcd keeps it in its v2 tree: fed by conf changes and by the bare v2
 //! requests that carry attributes and the cluster version.
 
+use crate::base::error::Error;
 use crate::base::gojson;
 use crate::base::ids::MemberId;
 use crate::pb::etcdserverpb as rpc;
@@ -8,6 +9,8 @@ use crate::pb::raftpb::{ConfChange, ConfChangeType, ConfState};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Learners that a cluster may have at once (etcd v3.5.17 `membership/cluster.go` maxLearners).
+const LEARNERS_MAX: usize = 1;
 /// Where the v2 tree has the cluster version.
 pub(super) const VERSION_PATH: &str = "/0/version";
 /// What precedes a member's id in the path of its attributes, and what follows it.
@@ -81,8 +84,28 @@ pub enum Rejected {
     PeerUrlExists,
     #[error("can only promote a learner member")]
     NotLearner,
+    #[error("too many learner members in cluster")]
+    TooManyLearners,
+    /// etcd's raft panics on it.
+    #[error("the last voting member cannot be removed")]
+    LastVoter,
     #[error("unreadable conf change")]
     Unreadable,
+}
+
+impl Rejected {
+    /// What the asker is told (etcd v3.5.17 `v3rpc/util.go` toGRPCErrorMap).
+    pub fn error(self) -> Error {
+        match self {
+            Rejected::IdRemoved | Rejected::IdNotFound => Error::MemberNotFound,
+            Rejected::IdExists => Error::MemberExist,
+            Rejected::PeerUrlExists => Error::PeerUrlExist,
+            Rejected::NotLearner => Error::MemberNotLearner,
+            Rejected::TooManyLearners => Error::TooManyLearners,
+            Rejected::LastVoter => Error::MemberNotEnoughStarted,
+            Rejected::Unreadable => Error::MemberBadUrls,
+        }
+    }
 }
 
 /// How the transport has to follow an accepted change.
@@ -91,6 +114,7 @@ pub enum PeerChange {
     Add(Member),
     Update(Member),
     Remove(MemberId),
+    Promote(MemberId),
     None,
 }
 
@@ -98,11 +122,30 @@ pub enum PeerChange {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Members {
     members: BTreeMap<u64, Member>,
+    /// Who has no vote in raft. An etcd's change of a learner's URLs makes it a voter in the table,
+    /// and in the table only.
+    learners: BTreeSet<u64>,
     removed: BTreeSet<u64>,
     version: Option<String>,
 }
 
 impl Member {
+    /// Whether it has published its name, which it does once it runs.
+    pub fn is_started(&self) -> bool {
+        !self.name.is_empty()
+    }
+
+    /// As `MemberList` answers it.
+    pub fn to_wire(&self) -> rpc::Member {
+        rpc::Member {
+            id: self.id,
+            name: self.name.clone(),
+            peer_ur_ls: self.peer_urls.clone(),
+            client_ur_ls: self.client_urls.clone(),
+            is_learner: self.is_learner,
+        }
+    }
+
     /// Takes name and client URLs from the JSON in which a member publishes them.
     pub(super) fn set_attributes_json(&mut self, json: &[u8]) -> serde_json::Result<()> {
         let attributes: Attributes = serde_json::from_slice(json)?;
@@ -130,7 +173,9 @@ impl Members {
         removed: BTreeSet<u64>,
         version: Option<String>,
     ) -> Members {
-        Members { members, removed, version }
+        let learners = members.values().filter(|member| member.is_learner);
+        let learners = learners.map(|member| member.id).collect();
+        Members { members, learners, removed, version }
     }
 
     /// Members in ascending id order.
@@ -155,22 +200,14 @@ impl Members {
 
     /// The members as `MemberList` answers them.
     pub fn to_wire(&self) -> Vec<rpc::Member> {
-        self.iter()
-            .map(|member| rpc::Member {
-                id: member.id,
-                name: member.name.clone(),
-                peer_ur_ls: member.peer_urls.clone(),
-                client_ur_ls: member.client_urls.clone(),
-                is_learner: member.is_learner,
-            })
-            .collect()
+        self.iter().map(Member::to_wire).collect()
     }
 
     /// The configuration that raft must have for these members, ids ascending.
     pub fn conf_state(&self) -> ConfState {
         let mut state = ConfState::default();
         for member in self.iter() {
-            if member.is_learner {
+            if self.learners.contains(&member.id) {
                 state.learners.push(member.id);
             } else {
                 state.voters.push(member.id);
@@ -191,11 +228,7 @@ impl Members {
         }
         match ConfChangeType::try_from(change.change_type) {
             Ok(ConfChangeType::AddNode | ConfChangeType::AddLearnerNode) => self.add(change),
-            Ok(ConfChangeType::RemoveNode) => {
-                self.members.remove(&id).ok_or(Rejected::IdNotFound)?;
-                self.removed.insert(id);
-                Ok(PeerChange::Remove(MemberId(id)))
-            }
+            Ok(ConfChangeType::RemoveNode) => self.remove(id),
             Err(_) => Err(Rejected::Unreadable),
         }
     }
@@ -210,7 +243,8 @@ impl Members {
                 return Err(Rejected::NotLearner);
             }
             member.is_learner = false;
-            return Ok(PeerChange::None);
+            self.learners.remove(&id);
+            return Ok(PeerChange::Promote(MemberId(id)));
         }
         if self.members.contains_key(&id) {
             return Err(Rejected::IdExists);
@@ -219,9 +253,29 @@ impl Members {
             return Err(Rejected::PeerUrlExists);
         }
         let learner = change.change_type == ConfChangeType::AddLearnerNode as i32;
+        if learner {
+            let learners = self.iter().filter(|member| member.is_learner).count();
+            if learners >= LEARNERS_MAX {
+                return Err(Rejected::TooManyLearners);
+            }
+            self.learners.insert(id);
+        }
         let member = Member { id, is_learner: learner, ..context.member };
         self.members.insert(id, member.clone());
         Ok(PeerChange::Add(member))
+    }
+
+    fn remove(&mut self, id: u64) -> Result<PeerChange, Rejected> {
+        if !self.members.contains_key(&id) {
+            return Err(Rejected::IdNotFound);
+        }
+        if self.conf_state().voters == [id] {
+            return Err(Rejected::LastVoter);
+        }
+        self.members.remove(&id);
+        self.learners.remove(&id);
+        self.removed.insert(id);
+        Ok(PeerChange::Remove(MemberId(id)))
     }
 
     fn update(&mut self, change: &ConfChange) -> Result<PeerChange, Rejected> {
@@ -236,6 +290,7 @@ impl Members {
         }
         let member = self.members.get_mut(&id).ok_or(Rejected::IdNotFound)?;
         member.peer_urls = update.peer_urls;
+        member.is_learner = update.is_learner;
         Ok(PeerChange::Update(member.clone()))
     }
 
@@ -331,6 +386,59 @@ pub fn version_in(request: &rpc::Request) -> Option<&str> {
     }
 }
 
+/// A change's kind as etcd's log names it.
+pub fn change_name(change_type: i32) -> &'static str {
+    if change_type == raft_proto::CONF_CHANGE_UPDATE_NODE {
+        return "ConfChangeUpdateNode";
+    }
+    match ConfChangeType::try_from(change_type) {
+        Ok(ConfChangeType::AddNode) => "ConfChangeAddNode",
+        Ok(ConfChangeType::AddLearnerNode) => "ConfChangeAddLearnerNode",
+        Ok(ConfChangeType::RemoveNode) => "ConfChangeRemoveNode",
+        Err(_) => "unknown",
+    }
+}
+
+/// The change that adds `member`, as a learner if it says so.
+pub fn add_change(member: &Member) -> ConfChange {
+    let kind =
+        if member.is_learner { ConfChangeType::AddLearnerNode } else { ConfChangeType::AddNode };
+    change(member.id, kind as i32, member)
+}
+
+/// The change that gives `member` other peer URLs; whether it is a learner must be as before.
+pub fn update_change(member: &Member) -> ConfChange {
+    change(member.id, raft_proto::CONF_CHANGE_UPDATE_NODE, member)
+}
+
+/// The change that removes a member.
+pub fn remove_change(id: MemberId) -> ConfChange {
+    ConfChange {
+        change_type: ConfChangeType::RemoveNode as i32,
+        node_id: id.0,
+        ..ConfChange::default()
+    }
+}
+
+/// The change that makes a learner a voter.
+pub fn promote_change(id: MemberId) -> ConfChange {
+    #[derive(Serialize)]
+    struct Promote {
+        id: u64,
+        #[serde(rename = "peerURLs")]
+        peer_urls: Option<Vec<String>>,
+        #[serde(rename = "isPromote")]
+        is_promote: bool,
+    }
+    let context = Promote { id: id.0, peer_urls: None, is_promote: true };
+    change(id.0, ConfChangeType::AddNode as i32, &context)
+}
+
+fn change(node_id: u64, change_type: i32, context: &impl Serialize) -> ConfChange {
+    let context = gojson::text(context).into();
+    ConfChange { id: 0, change_type, node_id, context }
+}
+
 /// The v2 request with which a member publishes its name and client URLs
 /// (etcd v3.5.17 `server.go` publish).
 pub fn publish_request(id: MemberId, name: &str, client_urls: &[String]) -> rpc::Request {
@@ -357,15 +465,12 @@ pub fn version_request(version: &str) -> rpc::Request {
 mod tests {
     use super::*;
 
+    fn member(id: u64, url: &str, is_learner: bool) -> Member {
+        Member { id, peer_urls: vec![url.to_owned()], is_learner, ..Member::default() }
+    }
+
     fn add(id: u64, url: &str, learner: bool) -> ConfChange {
-        let member = Member { id, peer_urls: vec![url.to_owned()], ..Member::default() };
-        let kind = if learner { ConfChangeType::AddLearnerNode } else { ConfChangeType::AddNode };
-        ConfChange {
-            id: 0,
-            change_type: kind as i32,
-            node_id: id,
-            context: serde_json::to_vec(&member).unwrap().into(),
-        }
+        add_change(&member(id, url, learner))
     }
 
     #[test]
@@ -376,11 +481,51 @@ mod tests {
         assert_eq!(members.apply(&add(2, "http://a:1", false)), Err(Rejected::PeerUrlExists));
         assert!(members.apply(&add(3, "http://c:1", true)).is_ok());
         assert_eq!(members.conf_state().learners, vec![3]);
-        let remove = ConfChange { change_type: 1, node_id: 1, ..ConfChange::default() };
+        assert_eq!(members.apply(&add(4, "http://d:1", true)), Err(Rejected::TooManyLearners));
+        let remove = remove_change(MemberId(1));
+        assert_eq!(members.apply(&remove), Err(Rejected::LastVoter));
+        assert!(members.apply(&add(5, "http://e:1", false)).is_ok());
         assert_eq!(members.apply(&remove), Ok(PeerChange::Remove(MemberId(1))));
+        assert_eq!(members.apply(&remove), Err(Rejected::IdRemoved));
+        assert_eq!(members.apply(&remove_change(MemberId(7))), Err(Rejected::IdNotFound));
         assert_eq!(members.apply(&add(1, "http://d:1", false)), Err(Rejected::IdRemoved));
         let garbage = ConfChange { node_id: 9, context: "{".into(), ..ConfChange::default() };
         assert_eq!(members.apply(&garbage), Err(Rejected::Unreadable));
+    }
+
+    #[test]
+    fn a_learner_is_promoted_once() {
+        let mut members = Members::default();
+        members.apply(&add(1, "http://a:1", false)).unwrap();
+        members.apply(&add(3, "http://c:1", true)).unwrap();
+        let promote = promote_change(MemberId(3));
+        assert_eq!(promote.context, r#"{"id":3,"peerURLs":null,"isPromote":true}"#);
+        assert_eq!(members.apply(&promote), Ok(PeerChange::Promote(MemberId(3))));
+        assert_eq!(members.conf_state().voters, vec![1, 3]);
+        assert!(!members.get(MemberId(3)).unwrap().is_learner);
+        assert_eq!(members.apply(&promote), Err(Rejected::NotLearner));
+        assert_eq!(members.apply(&promote_change(MemberId(9))), Err(Rejected::IdNotFound));
+    }
+
+    /// etcd's own change of a learner's URLs forgets that it is one; its raft does not.
+    #[test]
+    fn an_update_changes_the_table_and_never_raft() {
+        let mut members = Members::default();
+        members.apply(&add(1, "http://a:1", false)).unwrap();
+        members.apply(&add(3, "http://c:1", true)).unwrap();
+        let update = update_change(&member(3, "http://d:1", true));
+        let PeerChange::Update(updated) = members.apply(&update).unwrap() else { panic!() };
+        assert_eq!(
+            (&updated.peer_urls[..], updated.is_learner),
+            (&["http://d:1".into()][..], true)
+        );
+        members.apply(&update_change(&member(3, "http://e:1", false))).unwrap();
+        assert!(!members.get(MemberId(3)).unwrap().is_learner);
+        assert_eq!(members.conf_state().learners, vec![3]);
+        let taken = update_change(&member(3, "http://a:1", false));
+        assert_eq!(members.apply(&taken), Err(Rejected::PeerUrlExists));
+        let unknown = update_change(&member(4, "http://f:1", false));
+        assert_eq!(members.apply(&unknown), Err(Rejected::IdNotFound));
     }
 
     #[test]

@@ -3,4 +3,5 @@
 
 pub mod identity;
 pub mod members;
+pub mod reconfig;
 pub mod state;

@@ -61,7 +61,7 @@ impl Cluster {
                 drop(made);
             }
             PeerChange::Remove(_) => self.remove(id),
-            PeerChange::Update(_) | PeerChange::None => {
+            PeerChange::Update(_) | PeerChange::Promote(_) | PeerChange::None => {
                 if let Some(member) = self.members.get(id) {
                     let value = member.raft_attributes_json();
                     let path = raft_attributes_path(id);

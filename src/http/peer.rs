@@ -1,14 +1,16 @@
 //! The peer listener's pages that are not raft's.
 
 use crate::actors::handle::NodeHandle;
+use crate::actors::handle::members::promotion_failure;
 use crate::base::error::Error;
+use crate::base::ids::MemberId;
 use crate::http::text::{allow, error_text, failure, typed, version};
 use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, Member};
 use crate::pb::leasepb::{LeaseInternalRequest, LeaseInternalResponse};
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::DefaultBodyLimit;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path};
 use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use axum::routing::any;
 use prost::Message;
@@ -23,14 +25,21 @@ const NO_LEASE_TTL: i64 = -1;
 /// A body, or why it could not be read.
 type Received = Result<Bytes, BytesRejection>;
 
-/// `/members`, `/version`, `/leases` and `/leases/internal`. It has no fallback; the listener's is
-/// [`crate::http::not_found`].
+/// `/members` and what is below it, `/version`, `/leases` and `/leases/internal`. It has no
+/// fallback; the listener's is [`crate::http::not_found`].
 pub fn peer_router(node: NodeHandle) -> Router {
     let (members_node, version_node, renew_node) = (node.clone(), node.clone(), node.clone());
+    let promote_node = node.clone();
     Router::new()
         .route(
             "/members",
             any(move |method: Method| async move { members(&members_node, &method) }),
+        )
+        .route(
+            "/members/promote/{id}",
+            any(move |method: Method, Path(id): Path<String>| async move {
+                promote(&promote_node, &method, &id).await
+            }),
         )
         .route(
             "/version",
@@ -72,13 +81,54 @@ fn members(node: &NodeHandle, method: &Method) -> Response<Body> {
     if let Err(refusal) = allow(method, &Method::GET) {
         return *refusal;
     }
-    let list: Vec<_> = node.members().iter().map(member_json).collect();
+    signed(node, member_list(&node.members()))
+}
+
+fn member_list(members: &[Member]) -> Response<Body> {
+    let list: Vec<_> = members.iter().map(member_json).collect();
     let body = format!("{}\n", serde_json::Value::from(list));
-    let mut response = typed(StatusCode::OK, "application/json", body);
+    typed(StatusCode::OK, "application/json", body)
+}
+
+fn signed(node: &NodeHandle, mut response: Response<Body>) -> Response<Body> {
     if let Ok(id) = HeaderValue::from_str(&node.cluster_id().to_string()) {
         response.headers_mut().insert(CLUSTER_ID, id);
     }
     response
+}
+
+/// A follower's request to make a learner a voter. Who asks is a member, and has checked who asked
+/// it.
+async fn promote(node: &NodeHandle, method: &Method, id: &str) -> Response<Body> {
+    if let Err(refusal) = allow(method, &Method::POST) {
+        return *refusal;
+    }
+    let Ok(number) = id.parse::<u64>() else {
+        let text = format!("member {id} not found in cluster");
+        return signed(node, failure(StatusCode::NOT_FOUND, &text));
+    };
+    let promoted = match node.membership() {
+        Some(membership) => membership.promote(MemberId(number)).await,
+        None => Err(Error::NotImplemented),
+    };
+    let error = match promoted {
+        Ok(members) => return signed(node, member_list(&members)),
+        Err(error) => error,
+    };
+    tracing::warn!("member-id" = %MemberId(number), ?error, "failed to promote a member");
+    let text = promotion_failure(error);
+    let answer = match error {
+        Error::MemberNotFound => failure(StatusCode::NOT_FOUND, text),
+        Error::MemberNotLearner | Error::LearnerNotReady => {
+            failure(StatusCode::PRECONDITION_FAILED, text)
+        }
+        _ => typed(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "application/json",
+            "{\"message\":\"Internal Server Error\"}",
+        ),
+    };
+    signed(node, answer)
 }
 
 type Answered = Result<Vec<u8>, Box<Response<Body>>>;

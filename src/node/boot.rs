@@ -11,6 +11,7 @@ use crate::cluster::identity;
 use crate::cluster::members::Member;
 use crate::cluster::state::Cluster;
 use crate::mvcc::backend::Op;
+use crate::node::join::{self, Ask};
 use crate::node::resolve;
 use crate::pb::raftpb::Entry;
 use crate::raft::bootstrap::bootstrap;
@@ -46,21 +47,24 @@ pub struct Booted {
     pub engine: Arc<Engine>,
     /// Tree and table of the members.
     pub cluster: Cluster,
+    /// The members as told to one that joins, until its own log tells it.
+    pub remotes: Vec<Member>,
     pub applied: u64,
     /// Held for its lock.
     pub _dir: DataDir,
 }
 
-/// Recovers, or starts a new cluster.
-pub fn boot(config: &Config) -> Result<Booted, String> {
+/// Recovers, starts a new cluster, or joins one.
+pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
     let dir = DataDir::open(&config.data_dir).map_err(|error| error.to_string())?;
+    let mut remotes = Vec::new();
     let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.wal());
     if !Wal::exists(&wal_dir) {
         if dir.database().is_some() {
             let (db, wal) = (dir.snap_db(), wal_dir.display());
             return Err(format!("{} has no log beside it in {wal}", db.display()));
         }
-        start_new(config, &wal_dir)?;
+        remotes = start_new(config, &wal_dir, ask)?;
     } else if config.force_new_cluster {
         return Err(FORCED.to_owned());
     }
@@ -98,8 +102,18 @@ pub fn boot(config: &Config) -> Result<Booted, String> {
         revision = machine.reader().revision(),
         "recovered the member from its log"
     );
-    let applied = commit;
-    Ok(Booted { member, cluster_id, wal, log, machine, engine, cluster, applied, _dir: dir })
+    Ok(Booted {
+        member,
+        cluster_id,
+        wal,
+        log,
+        machine,
+        engine,
+        cluster,
+        remotes,
+        applied: commit,
+        _dir: dir,
+    })
 }
 
 /// With `--experimental-bootstrap-defrag-threshold-megabytes` (etcd v3.5.17 `server.go`
@@ -324,10 +338,19 @@ fn time_of_day() -> Time {
     Time(i64::try_from(SystemClock.unix().as_nanos()).unwrap_or(i64::MAX))
 }
 
-fn start_new(config: &Config, wal_dir: &Path) -> Result<(), String> {
+/// Begins a log; the members of the cluster that it joins, if it does.
+fn start_new(config: &Config, wal_dir: &Path, ask: &dyn Ask) -> Result<Vec<Member>, String> {
     config.check_bootstrap(|a, b| resolve::equal(a, b, RESOLVE_TIMEOUT))?;
     if config.initial_cluster_state == ClusterState::Existing {
-        return Err("joining an existing cluster is not possible yet".to_owned());
+        let found = join::existing(config, ask)?;
+        let metadata = Metadata { node_id: found.own.0, cluster_id: found.cluster.0 };
+        Wal::create(wal_dir, metadata).map_err(|error| error.to_string())?;
+        tracing::info!(
+            "local-member-id" = %found.own,
+            "cluster-id" = %found.cluster,
+            "starting local member of an existing cluster"
+        );
+        return Ok(found.members);
     }
     let token = &config.initial_cluster_token;
     let members: Vec<Member> = config
@@ -344,6 +367,7 @@ fn start_new(config: &Config, wal_dir: &Path) -> Result<(), String> {
     let Some(own) = members.iter().find(|member| member.name == config.name) else {
         return Err(format!("couldn't find local name {:?} in the initial cluster", config.name));
     };
+    join::not_bootstrapped(config, MemberId(own.id), ask)?;
     let metadata = Metadata { node_id: own.id, cluster_id: identity::cluster_id(&ids).0 };
     let (hard_state, entries) = bootstrap(&members);
     let mut wal = Wal::create(wal_dir, metadata).map_err(|error| error.to_string())?;
@@ -353,18 +377,37 @@ fn start_new(config: &Config, wal_dir: &Path) -> Result<(), String> {
         "cluster-id" = %ClusterId(metadata.cluster_id),
         "starting local member of a new cluster"
     );
-    Ok(())
+    Ok(Vec::new())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::url::Url;
     use crate::cli::{self, Command};
     use crate::mvcc::backend::{Backend as _, Batch, Bucket};
     use crate::pb::mvccpb::KeyValue;
     use crate::storage::bbolt::Writer;
+    use crate::transport::rafthttp;
     use bytes::Bytes;
     use prost::Message as _;
+
+    /// No member is there.
+    struct Nobody;
+
+    impl Ask for Nobody {
+        fn members(
+            &self,
+            _: &[Url],
+            _: Duration,
+        ) -> Result<(ClusterId, Vec<rafthttp::Member>), String> {
+            Err("nobody is there".to_owned())
+        }
+
+        fn version(&self, _: &[Url], _: Duration) -> Result<(String, String), String> {
+            Err("nobody is there".to_owned())
+        }
+    }
 
     fn config(dir: &Path, words: &[&str]) -> Config {
         let mut args = vec!["rusd".to_owned(), format!("--data-dir={}", dir.display())];
@@ -379,11 +422,11 @@ mod tests {
     fn boot_forced_only_without_data() {
         let dir = tempfile::tempdir().unwrap();
         let forced = config(dir.path(), &["--force-new-cluster"]);
-        let first = boot(&forced).unwrap();
+        let first = boot(&forced, &Nobody).unwrap();
         first.engine.close().unwrap();
         drop(first);
-        assert_eq!(boot(&forced).err().as_deref(), Some(FORCED));
-        let again = boot(&config(dir.path(), &[])).unwrap();
+        assert_eq!(boot(&forced, &Nobody).err().as_deref(), Some(FORCED));
+        let again = boot(&config(dir.path(), &[]), &Nobody).unwrap();
         again.engine.close().unwrap();
     }
 
@@ -391,7 +434,7 @@ mod tests {
     fn boot_mends_rows_of_an_older_engine() {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), &[]);
-        let first = boot(&config).unwrap();
+        let first = boot(&config, &Nobody).unwrap();
         let rows = [
             (Bucket::Members, Bytes::from(first.member.to_string())),
             (Bucket::Meta, Bytes::from_static(b"confState")),
@@ -408,7 +451,7 @@ mod tests {
         assert_eq!(read(&first), [None, None, None]);
         first.engine.close().unwrap();
         drop(first);
-        let again = boot(&config).unwrap();
+        let again = boot(&config, &Nobody).unwrap();
         assert_eq!(read(&again), before);
         again.engine.close().unwrap();
     }
@@ -437,7 +480,7 @@ mod tests {
     }
 
     fn boot_revision(config: &Config) -> i64 {
-        let booted = boot(config).unwrap();
+        let booted = boot(config, &Nobody).unwrap();
         booted.engine.close().unwrap();
         assert_eq!(booted.cluster.members().iter().count(), 1);
         booted.machine.revision()
@@ -460,15 +503,15 @@ mod tests {
         // Revisions 9 to 11 are missing: no state of an etcd.
         let db = dir.path().join("member/snap/db");
         write_database(dir.path(), 12..14, 8);
-        let error = boot(&config).err().unwrap();
+        let error = boot(&config, &Nobody).err().unwrap();
         assert!(error.contains("hole: revision 12"), "{error}");
         std::fs::write(&db, [7; 20_000]).unwrap();
-        let error = boot(&config).err().unwrap();
+        let error = boot(&config, &Nobody).err().unwrap();
         assert!(error.contains("snap/db: bbolt: no valid meta page"), "{error}");
         write_database(dir.path(), 2..6, 10);
         assert_eq!(boot_revision(&config), 5);
         std::fs::remove_dir_all(dir.path().join("member/wal")).unwrap();
-        let error = boot(&config).err().unwrap();
+        let error = boot(&config, &Nobody).err().unwrap();
         assert!(error.contains("has no log beside it"), "{error}");
     }
 }

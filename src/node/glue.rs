@@ -2,14 +2,16 @@
 
 use crate::actors::core::{LeaseForward, Shared};
 use crate::actors::handle::Answer;
+use crate::actors::membership::Peering;
 use crate::actors::raft::{self, Peers, RaftActor};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::error::{Error, Result};
 use crate::base::ids::{ClusterId, MemberId};
 use crate::base::url::Url;
 use crate::cli::config::Config;
-use crate::cluster::members::PeerChange;
+use crate::cluster::members::{Member, PeerChange};
 use crate::mvcc;
+use crate::node::join::Ask;
 use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::leasepb;
@@ -22,13 +24,15 @@ use actix::Addr;
 use bytes::Bytes;
 use prost::Message as _;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Rows of a snapshot's first pass between looks at whether its client is still there.
 const SIZING_ROWS: usize = 65_536;
 /// A lease call to the leader ends after this time; the caller tries again.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);
+/// A promotion takes as long as a change of members; the caller's request timeout ends it before.
+const PROMOTE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The raft crate's log lines, at debug level.
 pub fn raft_logger() -> slog::Logger {
@@ -61,6 +65,40 @@ impl Connector {
     pub fn new(peer: &Option<Arc<TlsInfo>>) -> Arc<Connector> {
         let info = peer.clone().unwrap_or_default();
         Arc::new(Connector(tls::Connector::new(info, Vec::new())))
+    }
+}
+
+/// Questions to members before there is a transport. They block, so they must not be asked on a
+/// thread of the runtime that answers them.
+pub struct AskPeers {
+    connector: Arc<Connector>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl AskPeers {
+    /// On the current runtime.
+    pub fn new(connector: Arc<Connector>) -> AskPeers {
+        AskPeers { connector, runtime: tokio::runtime::Handle::current() }
+    }
+}
+
+impl Ask for AskPeers {
+    fn members(
+        &self,
+        urls: &[Url],
+        wait: Duration,
+    ) -> std::result::Result<(ClusterId, Vec<rafthttp::Member>), String> {
+        let asked = rafthttp::get_members(self.connector.as_ref(), urls, wait);
+        self.runtime.block_on(asked).map_err(|error| error.to_string())
+    }
+
+    fn version(
+        &self,
+        urls: &[Url],
+        wait: Duration,
+    ) -> std::result::Result<(String, String), String> {
+        let asked = rafthttp::get_version(self.connector.as_ref(), urls, wait);
+        self.runtime.block_on(asked).map_err(|error| error.to_string())
     }
 }
 
@@ -131,6 +169,10 @@ impl RaftSink for Sink {
 
     fn is_known(&self, id: MemberId) -> bool {
         self.shared.members().get(id).is_some()
+    }
+
+    fn removed_by_peer(&self, _peer: MemberId) {
+        self.shared.publish_removed();
     }
 }
 
@@ -279,15 +321,16 @@ impl crate::grpc::Image for ImageReader {
     }
 }
 
-/// Lease calls of a follower to its leader, over the peer port.
+/// Calls of a follower to its leader, over the peer port, and what the transport knows of peers.
 pub struct Forward {
     peers: rafthttp::Pool,
+    transport: Transport,
 }
 
 impl Forward {
     /// Over the peers' connections.
-    pub fn new(connector: Arc<Connector>) -> Forward {
-        Forward { peers: rafthttp::Pool::new(connector) }
+    pub fn new(connector: Arc<Connector>, transport: Transport) -> Forward {
+        Forward { peers: rafthttp::Pool::new(connector), transport }
     }
 
     async fn post(&self, urls: &[String], path: &str, body: Vec<u8>) -> Result<Bytes> {
@@ -302,6 +345,48 @@ impl Forward {
             }
         }
         Err(Error::Timeout)
+    }
+}
+
+/// What a leader's answer about a promotion means; `Timeout` if it says nothing about it (etcd
+/// v3.5.17 `etcdserver/cluster_util.go` promoteMemberHTTP).
+fn promotion(status: u16, body: &[u8]) -> Result<Vec<rpc::Member>> {
+    let text = String::from_utf8_lossy(body);
+    match status {
+        200 => serde_json::from_slice::<Vec<Member>>(body)
+            .map(|members| members.iter().map(Member::to_wire).collect())
+            .map_err(|_| Error::Timeout),
+        404 => Err(Error::MemberNotFound),
+        412 if text.contains("in sync with leader") => Err(Error::LearnerNotReady),
+        412 if text.contains("only promote a learner") => Err(Error::MemberNotLearner),
+        _ => Err(Error::Timeout),
+    }
+}
+
+impl Peering for Forward {
+    fn active_since(&self, id: MemberId) -> Option<Instant> {
+        self.transport.active_since(id)
+    }
+
+    fn promote(
+        &self,
+        leader_urls: Vec<String>,
+        id: MemberId,
+    ) -> Answer<'_, Result<Vec<rpc::Member>>> {
+        Box::pin(async move {
+            let path = format!("/members/promote/{}", id.0);
+            for url in parse_urls(&leader_urls) {
+                let kind = "application/octet-stream";
+                let wait = PROMOTE_TIMEOUT;
+                let answer = self.peers.post(&url, &path, kind, Bytes::new(), wait).await;
+                let Ok((status, body)) = answer else { continue };
+                match promotion(status.as_u16(), &body) {
+                    Err(Error::Timeout) => {}
+                    verdict => return verdict,
+                }
+            }
+            Err(Error::Timeout)
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 mod boot;
 mod defragment;
 mod glue;
+mod join;
 mod publish;
 mod resolve;
 mod scrape;
@@ -24,6 +25,7 @@ use crate::actors::{core, raft, rt};
 use crate::apply::Machine;
 use crate::auth::password;
 use crate::base::clock::{Clock, SystemClock};
+use crate::base::ids::MemberId;
 use crate::cli::config::{AutoCompaction, Config};
 use crate::cli::govalue;
 use crate::mvcc::auto_compact::Retention;
@@ -71,8 +73,9 @@ async fn member(config: Config) -> Result<(), String> {
     let provider = Arc::new(token_provider(&config, &*clock)?);
     let tls = serve::tls(&config)?;
     let listeners = serve::bind(&config)?;
-    let boot_config = config.clone();
-    let booted = tokio::task::spawn_blocking(move || boot::boot(&boot_config))
+    let connector = glue::Connector::new(&tls.peer);
+    let (boot_config, ask) = (config.clone(), glue::AskPeers::new(connector.clone()));
+    let booted = tokio::task::spawn_blocking(move || boot::boot(&boot_config, &ask))
         .await
         .map_err(|error| error.to_string())??;
     let election_timeout = Duration::from_millis(config.election_timeout_ms);
@@ -104,7 +107,6 @@ async fn member(config: Config) -> Result<(), String> {
     )
     .map_err(|error| error.to_string())?;
 
-    let connector = glue::Connector::new(&tls.peer);
     let sink = Arc::new(glue::Sink::new(shared.clone()));
     let transport = glue::transport(
         &config,
@@ -112,6 +114,12 @@ async fn member(config: Config) -> Result<(), String> {
         connector.clone(),
         sink.clone(),
     );
+    if members.is_removed(booted.member) {
+        shared.publish_removed();
+    }
+    for remote in booted.remotes.iter().filter(|remote| remote.id != booted.member.0) {
+        transport.add_remote(MemberId(remote.id), &remote.peer_urls.join(","));
+    }
     let peers = glue::TransportPeers::new(transport.clone(), booted.member);
     for member in members.iter() {
         crate::actors::raft::Peers::change(
@@ -198,6 +206,7 @@ async fn member(config: Config) -> Result<(), String> {
         serving: config.experimental_stop_grpc_service_on_defrag.then(|| serving.clone()),
         turn: Arc::default(),
     };
+    let forward = Arc::new(glue::Forward::new(connector.clone(), transport.clone()));
     let core = Arc::new(Core {
         shared: shared.clone(),
         defragment: Arc::new(defragmenter),
@@ -205,7 +214,9 @@ async fn member(config: Config) -> Result<(), String> {
         watch_hub: WatchHandle::new(hub),
         leases,
         auth,
-        forward: Arc::new(glue::Forward::new(connector.clone())),
+        forward: forward.clone(),
+        peering: forward,
+        strict_reconfig: config.strict_reconfig_check,
         clock: clock.clone(),
         election_timeout,
         tick_interval,
@@ -217,13 +228,18 @@ async fn member(config: Config) -> Result<(), String> {
     tokio::select! {
         () = publish::publish(&core, &config) => {}
         () = serve::stop_signal() => return Ok(()),
+        () = serve::removed(&shared) => return Ok(()),
     }
     let reads = Arc::new(glue::Reads { reader, engine: booted.engine.clone(), quota });
     serve::clients(&config, &tls, listeners.clients, &core, reads, serving_seen, stopping)?;
-    serve::stop_signal().await;
-
+    let is_member = tokio::select! {
+        () = serve::stop_signal() => true,
+        () = serve::removed(&shared) => false,
+    };
     serving.send_replace(false);
-    core.hand_over_before_stop(|id| transport.active_since(id)).await;
+    if is_member {
+        core.hand_over_before_stop(|id| transport.active_since(id)).await;
+    }
     let _ = stop.send(true);
     transport.stop();
     let stopped = async {

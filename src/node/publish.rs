@@ -17,6 +17,8 @@ use tokio::sync::watch;
 const VERSION_INTERVAL: Duration = Duration::from_secs(5);
 /// How soon it looks for the first time, and while no version is decided.
 const VERSION_INTERVAL_FIRST: Duration = Duration::from_millis(200);
+/// The same for a member that need not ask anyone: others can join once there is a version.
+const VERSION_INTERVAL_ALONE: Duration = Duration::from_millis(20);
 /// A member that does not answer in this time counts as unreachable.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(2);
 /// The version that a cluster has while not every member can be asked.
@@ -81,7 +83,11 @@ pub fn spawn_version_monitor(
     tokio::spawn(async move {
         loop {
             let decided = core.cluster_version();
-            let pause = if decided.is_some() { VERSION_INTERVAL } else { VERSION_INTERVAL_FIRST };
+            let pause = match &decided {
+                Some(_) => VERSION_INTERVAL,
+                None if core.shared.members().iter().count() == 1 => VERSION_INTERVAL_ALONE,
+                None => VERSION_INTERVAL_FIRST,
+            };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 _ = stopping.changed() => return,

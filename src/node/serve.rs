@@ -1,6 +1,6 @@
 //! Listeners: what is served where, and the line that says so.
 
-use crate::actors::core::Core;
+use crate::actors::core::{Core, Shared};
 use crate::actors::handle::NodeHandle;
 use crate::base::url::Url;
 use crate::cli::config::{Config, TlsConfig, TlsVersion};
@@ -324,6 +324,14 @@ pub async fn stop_signal() {
         _ = interrupt.recv() => "interrupt",
     };
     tracing::info!(signal, "received signal; shutting down");
+}
+
+/// Resolves when the cluster has removed this member, after the lines with which etcd ends then.
+pub async fn removed(shared: &Shared) {
+    shared.wait_removed().await;
+    let error = "the member has been permanently removed from the cluster";
+    tracing::warn!(error, "server error");
+    tracing::warn!("data-dir used by this member must be removed");
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! RawNode with etcd's settings: what to save, what to send and what to apply, in that order.
 
+use crate::base::error::Error;
 use crate::base::ids::MemberId;
 use crate::base::limits;
 use crate::pb::raftpb::{
@@ -105,7 +106,7 @@ impl<A: Archive> Driver<A> {
             term: raft.term,
             leader: MemberId(raft.leader_id),
             is_leader: raft.state == StateRole::Leader,
-            is_learner: !raft.promotable() && !self.is_voter(),
+            is_learner: raft.prs().conf().learners().contains(&self.member.0),
             is_alone: self.is_single_voter() && raft.prs().iter().count() == 1,
             committed: raft.raft_log.committed,
         }
@@ -144,6 +145,41 @@ impl<A: Archive> Driver<A> {
             ..Message::default()
         };
         self.raw.step(message).map_err(|_| Dropped)
+    }
+
+    /// Proposes a conf change, in a message of its own.
+    pub fn propose_change(&mut self, change: &ConfChange) -> Result<(), Dropped> {
+        let entry = Entry {
+            entry_type: EntryType::EntryConfChange as i32,
+            data: change.encode_to_vec().into(),
+            ..Entry::default()
+        };
+        let message = Message {
+            msg_type: MessageType::MsgPropose as i32,
+            from: self.member.0,
+            entries: vec![entry],
+            ..Message::default()
+        };
+        self.raw.step(message).map_err(|_| Dropped)
+    }
+
+    /// Whether a conf change would not be dropped: as [`Driver::takes_proposals`], and a leader has
+    /// applied all earlier ones. With one still under way the crate makes an empty entry of it.
+    pub fn takes_changes(&self) -> bool {
+        let leads = self.raw.raft.state == StateRole::Leader;
+        self.takes_proposals() && !(leads && self.raw.raft.has_pending_conf())
+    }
+
+    /// How far the log of `member` is known to be as this one's, and this one's own length on disk,
+    /// both as indexes. `NotLeader` from who cannot know, `MemberNotFound` if raft has no such
+    /// member.
+    pub fn progress(&self, member: MemberId) -> Result<(u64, u64), Error> {
+        if !self.standing().is_leader {
+            return Err(Error::NotLeader);
+        }
+        let matched = |id: MemberId| self.raw.raft.prs().get(id.0).map(|progress| progress.matched);
+        let theirs = matched(member).ok_or(Error::MemberNotFound)?;
+        Ok((theirs, matched(self.member).unwrap_or_default()))
     }
 
     /// Takes a message from a peer, or refuses it.

@@ -2,6 +2,7 @@
 //! Uses: apply, auth, base, lease, mvcc, obs, pb
 
 pub mod auth;
+pub mod members;
 pub mod watch;
 
 use crate::actors::handle::watch::Watching;
@@ -57,6 +58,10 @@ pub trait Node: Send + Sync + 'static {
     fn alarms(&self) -> Vec<rpc::AlarmMember>;
     /// Users, tokens and passwords; a node without them lets everyone do everything.
     fn authority(&self) -> Option<&dyn auth::Authority> {
+        None
+    }
+    /// Changes of the members; a node without them answers `NotImplemented`.
+    fn membership(&self) -> Option<&dyn members::Membership> {
         None
     }
     /// Hands leadership over; returns once the other member leads. `NotLeader` if this one does

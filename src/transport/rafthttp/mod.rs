@@ -271,7 +271,8 @@ impl Transport {
     }
 
     /// Lets a sender that is no peer be answered, as etcd does for members it does not know yet.
-    fn add_remote(&self, id: MemberId, urls: &str) {
+    /// Nothing if it is known, was removed, or its URLs, joined by commas, make no sense.
+    pub fn add_remote(&self, id: MemberId, urls: &str) {
         let context = &self.inner.context;
         if id == context.config.local || id.0 == 0 || context.sink.is_removed(id) {
             return;

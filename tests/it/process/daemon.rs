@@ -3,6 +3,7 @@
 
 use rusd::pb::etcdserverpb as rpc;
 use rusd::pb::etcdserverpb::auth_client::AuthClient;
+use rusd::pb::etcdserverpb::cluster_client::ClusterClient;
 use rusd::pb::etcdserverpb::kv_client::KvClient;
 use rusd::pb::etcdserverpb::lease_client::LeaseClient;
 use rusd::pb::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -43,6 +44,8 @@ fn free_port() -> u16 {
 /// One member: its flags and directory last, its process comes and goes.
 pub struct Member {
     pub client_port: u16,
+    pub name: String,
+    pub peer_url: String,
     arguments: Vec<String>,
     log: PathBuf,
     process: Option<Child>,
@@ -72,9 +75,21 @@ pub fn members(count: usize, extra: &[&str]) -> Vec<Member> {
         let mut arguments: Vec<String> =
             flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value.clone()]).collect();
         arguments.extend(extra.iter().map(|&argument| argument.to_owned()));
-        Member { client_port: client, arguments, log: dir.path().join("log"), process: None, dir }
+        let log = dir.path().join("log");
+        Member { client_port: client, name, peer_url, arguments, log, process: None, dir }
     };
     ports.iter().enumerate().map(member).collect()
+}
+
+/// A member that is to join these, not started: its own cluster flag names them and itself.
+pub fn joiner(name: &str, others: &[&Member]) -> Member {
+    let mut member = members(1, &["--initial-cluster-state", "existing"]).remove(0);
+    member.more("--name", name);
+    member.name = name.to_owned();
+    let all = others.iter().copied().chain([&member]);
+    let cluster: Vec<String> = all.map(|m| format!("{}={}", m.name, m.peer_url)).collect();
+    member.more("--initial-cluster", &cluster.join(","));
+    member
 }
 
 /// A single member that serves, with these failpoints.
@@ -137,6 +152,11 @@ impl Member {
         self.arguments.extend([flag.to_owned(), value.to_owned()]);
     }
 
+    /// Everything it has stored is lost.
+    pub fn wipe(&self) {
+        std::fs::remove_dir_all(self.data_dir()).unwrap();
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
@@ -146,6 +166,10 @@ impl Member {
             .unwrap()
             .connect_timeout(Duration::from_secs(2))
             .connect_lazy()
+    }
+
+    pub fn cluster(&self) -> ClusterClient<Channel> {
+        ClusterClient::new(self.channel())
     }
 
     pub fn kv(&self) -> KvClient<Channel> {

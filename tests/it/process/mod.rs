@@ -9,6 +9,7 @@ mod lease;
 mod load;
 mod lock;
 mod maintenance;
+mod membership;
 mod quota;
 mod refusals;
 mod snapshot;
