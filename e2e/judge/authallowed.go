@@ -62,6 +62,7 @@ var allowedDifferences = []allowed{
 		_, what, _ := strings.Cut(row, ": put ")
 		return "KV/Put " + what
 	}, why: whyPuts},
+	{row: `Lock|Lock "w|lock" lease 102`, like: to(`Lock/Lock "secret/lock" lease 102`), why: whyPuts},
 	{row: "Watch|create * up", answer: deniedWatch, why: whyWatch},
 
 	{row: "Lease|LeaseGrant *", callers: anonymous, answer: nobody, why: whyUser},
@@ -70,6 +71,9 @@ var allowedDifferences = []allowed{
 	{row: "Lease|LeaseTimeToLive *", callers: tokenless, answer: badToken, why: whyUser},
 	{row: "Lease|LeaseKeepAlive *", callers: "oldrev", answer: denied, why: whyRenew + "; the stream knows its user, whatever the revision in the token"},
 	{row: "Lease|LeaseKeepAlive *", like: func(row string) string { return strings.Replace(row, "KeepAlive", "Revoke", 1) }, why: whyRenew},
+	// Without a lease in the request its caller is granted one first.
+	{row: `Election|Proclaim ""`, callers: anonymous, answer: `Unknown "etcdserver: user name is empty"`, why: whyUser},
+	{row: `Election|Resign ""`, callers: anonymous, answer: `Unknown "etcdserver: user name is empty"`, why: whyUser},
 	{row: "Lease|LeaseLeases", like: to("KV/Range all, first"), why: whyUser},
 	{row: "Cluster|MemberList *", callers: anonymous, answer: nobody, why: whyUser},
 	{row: "Cluster|MemberList *", callers: tokenless, answer: badToken, why: whyUser},

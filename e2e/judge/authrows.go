@@ -514,7 +514,7 @@ func authCalls(add func(string, connCall, func(context.Context, *grpc.ClientConn
 
 func lockCalls(add func(string, connCall, func(context.Context, *grpc.ClientConn))) {
 	plain := func(name string, call connCall) { add(name, call, nil) }
-	for _, name := range []string{"w/lock", "secret/lock", ""} {
+	for _, name := range []string{"secret/lock", "w/lock", ""} {
 		for _, lease := range []int64{0, 103, 102, 999} {
 			plain(fmt.Sprintf("Lock/Lock %q lease %d", name, lease), func(ctx context.Context, c *grpc.ClientConn) (proto.Message, error) {
 				return invoke[lockResponse](ctx, c, methodLock, &lockRequest{Name: []byte(name), Lease: lease})
