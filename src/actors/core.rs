@@ -132,6 +132,19 @@ impl Shared {
         *self.applied.borrow()
     }
 
+    /// An index that everything committed before the call lies at or below.
+    pub async fn read_index(&self) -> Result<u64> {
+        let (reply, answer) = oneshot::channel();
+        let _waiting = self.inbox.wait();
+        self.inbox.ask(Ask::ReadIndex(reply))?;
+        answer.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Returns once everything committed before the call is applied here.
+    pub async fn caught_up(&self) -> Result<()> {
+        self.wait_applied(self.read_index().await?).await
+    }
+
     /// StoreActor only.
     pub fn publish_applied(&self, index: u64) {
         self.applied.send_replace(index);
@@ -344,13 +357,6 @@ impl Core {
         self.propose_encoded(id, request.encode_to_vec()).await
     }
 
-    async fn read_index(&self) -> Result<u64> {
-        let (reply, answer) = oneshot::channel();
-        let _waiting = self.shared.inbox.wait();
-        self.shared.inbox.ask(Ask::ReadIndex(reply))?;
-        answer.await.unwrap_or(Err(Error::Stopped))
-    }
-
     pub(super) async fn with_timeout<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match tokio::time::timeout(self.request_timeout(), work).await {
             Ok(result) => result,
@@ -367,7 +373,7 @@ impl Core {
         let ticked_at = **self.shared.ticked_at.load();
         let quiet = ticked_at.map(|at| self.clock.now().saturating_duration_since(at));
         if quiet.is_none_or(|quiet| quiet > QUIET_TICKS_MAX * self.tick_interval) {
-            self.read_index().await.map_err(|_| Error::NotLeader)?;
+            self.shared.read_index().await.map_err(|_| Error::NotLeader)?;
         }
         let standing = self.shared.standing();
         if !standing.is_leader {
@@ -457,7 +463,7 @@ impl Node for Core {
             return Box::pin(std::future::ready(Ok(())));
         }
         Box::pin(self.with_timeout(async {
-            let index = self.read_index().await?;
+            let index = self.shared.read_index().await?;
             self.shared.wait_applied(index).await
         }))
     }

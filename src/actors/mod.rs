@@ -10,6 +10,7 @@ mod alarm_log;
 pub mod auth;
 pub mod compactor;
 pub mod core;
+pub mod corruption;
 pub mod handle;
 pub mod ids;
 pub mod inbox;

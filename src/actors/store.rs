@@ -339,9 +339,28 @@ impl StoreActor {
                 ctx.notify_later(CompactStep, self.pace.compact_pause);
             }
             Err(error) => rt::fatal(&format!("failed to compact: {error}")),
-            Ok(CompactProgress::Done) => self.compacting = false,
+            Ok(CompactProgress::Done) => {
+                self.compacting = false;
+                if let Some(revision) = pending {
+                    self.log_hash(revision);
+                }
+            }
         }
         self.shared.publish_compacted(self.machine.finished_compact_revision());
+    }
+
+    /// A compaction has left a hash, unless it was interrupted
+    /// (etcd v3.5.17 `mvcc/hash.go` Store).
+    fn log_hash(&self, revision: i64) {
+        let hashes = self.machine.reader().hashes();
+        if let Some(hash) = hashes.iter().find(|hash| hash.revision == revision) {
+            tracing::info!(
+                hash = hash.hash,
+                revision,
+                "compact-revision" = hash.compact_revision,
+                "storing new hash"
+            );
+        }
     }
 
     fn sweep(&mut self, ctx: &mut Context<Self>) {

@@ -22,6 +22,8 @@ pub const AUTH_SWEEP: &str = "auth-sweep";
 pub const AUTH_WORK: &str = "auth-work";
 /// WatchHub is about to hand on events.
 pub const WATCH_EVENTS: &str = "watch-events";
+/// Corruption is about to look at the other members' stores.
+pub const CORRUPTION_LOOK: &str = "corruption-look";
 /// The WAL is about to write records; an error is the write's.
 pub const WAL_WRITE: &str = "wal-write";
 /// The WAL has written records and not synced them.
@@ -41,6 +43,7 @@ pub const ALL: &[&str] = &[
     AUTH_SWEEP,
     AUTH_WORK,
     WATCH_EVENTS,
+    CORRUPTION_LOOK,
     WAL_WRITE,
     WAL_WRITTEN,
     WAL_SYNC,

@@ -110,7 +110,6 @@ const NO_TRACING: Effect = Effect::AcceptedWithoutEffect("trace export is not im
 const NO_PPROF: Effect = Effect::AcceptedWithoutEffect("there is no Go runtime to profile");
 const SNAPSHOTS: Effect = Effect::Later("no snapshot is written and no log is released");
 const CHECKPOINTS: Effect = Effect::Later("there is no bbolt file to commit to");
-const CORRUPTION: Effect = Effect::Later("there is no corruption check");
 const DOWNGRADE: Effect = Effect::Later("there is no downgrade");
 const V2_API: Effect = Effect::Later("the v2 API is not served");
 const GATEWAY: Effect = Effect::Later("the JSON gateway is not served");
@@ -256,10 +255,10 @@ pub const FLAGS: &[Flag] = &[
     f(PROXY, "proxy-write-timeout", Uint, "5000", NO_PROXY, "Milliseconds to wait for a write."),
     f(PROXY, "proxy-read-timeout", Uint, "0", NO_PROXY, "Milliseconds to wait for a read."),
 
-    f(EXPERIMENTAL, "experimental-initial-corrupt-check", Bool, "false", CORRUPTION, "Compare data with the other members before serving."),
-    f(EXPERIMENTAL, "experimental-corrupt-check-time", Duration, "0s", CORRUPTION, "Interval of comparing data between members (0: never)."),
-    f(EXPERIMENTAL, "experimental-compact-hash-check-enabled", Bool, "false", CORRUPTION, "Let the leader compare hashes taken at compactions."),
-    f(EXPERIMENTAL, "experimental-compact-hash-check-time", Duration, "1m", CORRUPTION, "Interval of comparing compaction hashes."),
+    f(EXPERIMENTAL, "experimental-initial-corrupt-check", Bool, "false", W, "Compare data with the other members before serving."),
+    f(EXPERIMENTAL, "experimental-corrupt-check-time", Duration, "0s", W, "Interval of comparing data between members (0: never)."),
+    f(EXPERIMENTAL, "experimental-compact-hash-check-enabled", Bool, "false", W, "Let the leader compare hashes taken at compactions."),
+    f(EXPERIMENTAL, "experimental-compact-hash-check-time", Duration, "1m", W, "Interval of comparing compaction hashes."),
     f(EXPERIMENTAL, "experimental-enable-v2v3", Text, "", Effect::AcceptedWithoutEffect("v2 on top of v3 is not implemented"), "Prefix under which v2 requests are served from v3."),
     f(EXPERIMENTAL, "experimental-enable-lease-checkpoint", Bool, "false", W, "Replicate the remaining life of long leases."),
     f(EXPERIMENTAL, "experimental-enable-lease-checkpoint-persist", Bool, "false", W, "Also store it; needs experimental-enable-lease-checkpoint."),

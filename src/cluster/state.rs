@@ -42,6 +42,15 @@ impl Cluster {
         &self.tree
     }
 
+    /// Whether the tree has more than the cluster's own: keys of the v2 API
+    /// (etcd v3.5.17 `api/membership/storev2.go` IsMetaStoreOnly).
+    pub fn has_v2_keys(&self) -> bool {
+        let others = self.tree.names("/").into_iter().filter(|name| &name[..] != b"0");
+        let path = |name: bytes::Bytes| format!("/{}", String::from_utf8_lossy(&name));
+        let mut others = others.map(path);
+        others.any(|path| !self.tree.names(&path).is_empty())
+    }
+
     /// Applies a committed conf change, or says why it is none.
     pub fn change(&mut self, change: &ConfChange) -> Result<PeerChange, Rejected> {
         let outcome = self.members.apply(change)?;
@@ -205,6 +214,10 @@ mod tests {
         assert!(members.is_removed(MemberId(0x1f)));
         assert_eq!(members.version(), Some("3.5.0"));
         assert_eq!(cluster.tree().index(), 9);
+        assert!(!cluster.has_v2_keys());
+        let key = r#""1":{"Path":"/1","Value":"","Children":{"k":{"Value":"v"}}"#;
+        let with_key = TREE.replace(r#""1":{"Path":"/1","Value":"","Children":{}"#, key);
+        assert!(Cluster::from_json(with_key.as_bytes()).unwrap().has_v2_keys());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::actors::handle::NodeHandle;
 use crate::actors::handle::members::promotion_failure;
 use crate::base::error::Error;
 use crate::base::ids::MemberId;
+use crate::http::hashkv::{HASH_KV, HashRead, hash_kv};
 use crate::http::text::{allow, error_text, failure, typed, version};
 use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, Member};
 use crate::pb::leasepb::{LeaseInternalRequest, LeaseInternalResponse};
@@ -11,13 +12,13 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path};
-use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use axum::routing::any;
 use prost::Message;
 
 /// The cluster's id on answers about members.
-const CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
-/// Bytes of a lease request; the messages hold two numbers.
+pub(super) const CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
+/// Bytes of a request; the messages hold two numbers.
 const LEASE_BODY_BYTES_MAX: usize = 64 * 1024;
 /// A lease that a leader does not know has this TTL in an answer.
 const NO_LEASE_TTL: i64 = -1;
@@ -27,7 +28,8 @@ type Received = Result<Bytes, BytesRejection>;
 
 /// `/members` and what is below it, `/version`, `/leases` and `/leases/internal`. It has no
 /// fallback; the listener's is [`crate::http::not_found`].
-pub fn peer_router(node: NodeHandle) -> Router {
+pub fn peer_router(node: NodeHandle, hash: HashRead) -> Router {
+    let hash_node = node.clone();
     let (members_node, version_node, renew_node) = (node.clone(), node.clone(), node.clone());
     let promote_node = node.clone();
     Router::new()
@@ -39,6 +41,12 @@ pub fn peer_router(node: NodeHandle) -> Router {
             "/members/promote/{id}",
             any(move |method: Method, Path(id): Path<String>| async move {
                 promote(&promote_node, &method, &id).await
+            }),
+        )
+        .route(
+            HASH_KV,
+            any(move |method: Method, headers: HeaderMap, body: Received| async move {
+                hash_kv(&hash_node, hash, &method, &headers, body.ok()).await
             }),
         )
         .route(

@@ -233,9 +233,47 @@ async fn access_rules() {
     }
 }
 
+/// Revisions 4 to 9, compacted at 4.
+fn hash_read() -> HashRead {
+    Arc::new(|revision| match revision {
+        1..4 => Err(Error::Compacted),
+        10.. => Err(Error::FutureRev),
+        revision => Ok((1000 + revision as u32, 9, 4)),
+    })
+}
+
+#[tokio::test]
+async fn hashes_for_peers() {
+    let router = || peer_router(node(Fake::default()), hash_read()).fallback(not_found);
+    let ask = async |body: &str| {
+        let (code, headers, answer) =
+            send(router(), "GET", "/members/hashkv", body.as_bytes().to_vec()).await;
+        let kind = headers["content-type"].to_str().unwrap().to_owned();
+        (code, kind, String::from_utf8(answer).unwrap())
+    };
+    let json = |text: &str| (200, "application/json".to_owned(), text.to_owned());
+    let refused = |text: &str| (400, "text/plain; charset=utf-8".to_owned(), format!("{text}\n"));
+    let newest = r#"{"header":{"revision":9},"hash":1000,"compact_revision":4}"#;
+    assert_eq!(ask("{}").await, json(newest));
+    let fifth = r#"{"header":{"revision":9},"hash":1005,"compact_revision":4}"#;
+    assert_eq!(ask(r#"{"revision":5}"#).await, json(fifth));
+    let compacted = "mvcc: required revision has been compacted";
+    assert_eq!(ask(r#"{"revision":3}"#).await, refused(compacted));
+    let future = "mvcc: required revision is a future revision";
+    assert_eq!(ask(r#"{"revision":10}"#).await, refused(future));
+    assert_eq!(ask("").await, refused("error unmarshalling request"));
+    assert_eq!(send(router(), "POST", "/members/hashkv", vec![]).await.0, 405);
+    for (id, code) in [("cf3541d82322dc81", 200), ("1", 412), ("", 200)] {
+        let request = Request::builder().uri("/members/hashkv").header("x-etcd-cluster-id", id);
+        let request = request.body(Body::from("{}")).unwrap();
+        let response = router().oneshot(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), code, "{id}");
+    }
+}
+
 #[tokio::test]
 async fn peer_pages() {
-    let peer = |fake| peer_router(node(fake)).fallback(not_found);
+    let peer = |fake| peer_router(node(fake), hash_read()).fallback(not_found);
     let (code, headers, body) = send(peer(Fake::default()), "GET", "/members", vec![]).await;
     assert_eq!((code, &headers["x-etcd-cluster-id"]), (200, &"cf3541d82322dc81".parse().unwrap()));
     assert_eq!(

@@ -5,6 +5,7 @@ pub mod auto_compact;
 pub mod backend;
 mod cache;
 mod compact;
+pub mod corrupt;
 pub mod counts;
 mod hash;
 mod index;

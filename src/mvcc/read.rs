@@ -3,6 +3,7 @@
 use crate::base::error::{Error, Result};
 use crate::base::ids::{LeaseId, Revision};
 use crate::mvcc::backend::{Backend, BackendError};
+use crate::mvcc::corrupt::KvHash;
 use crate::mvcc::counts::{Counts, Tally};
 use crate::mvcc::hash;
 use crate::mvcc::index::Keys;
@@ -278,6 +279,11 @@ impl Reader {
                 return Ok((hash.map_err(|_| Error::Corrupt)?, current, compacted));
             }
         }
+    }
+
+    /// What finished compactions have hashed, oldest first, at most ten.
+    pub fn hashes(&self) -> Vec<KvHash> {
+        self.shared.hashes.load().as_ref().clone()
     }
 
     /// etcd's Hash: over all buckets.

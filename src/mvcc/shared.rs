@@ -12,9 +12,11 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 
 /// The hash of all rows up to a revision, after a compaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct KvHash {
+pub struct KvHash {
     pub hash: u32,
+    /// The revision.
     pub revision: i64,
+    /// What was compacted then.
     pub compact_revision: i64,
 }
 

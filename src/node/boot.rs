@@ -6,7 +6,7 @@ use crate::actors::store::{Payload, payload};
 use crate::apply::{self, Machine, Options};
 use crate::base::clock::{Clock as _, SystemClock};
 use crate::base::ids::{ClusterId, MemberId};
-use crate::cli::config::{ClusterState, Config};
+use crate::cli::config::{ClusterState, Config, V2Deprecation};
 use crate::cluster::identity;
 use crate::cluster::members::Member;
 use crate::cluster::state::Cluster;
@@ -50,6 +50,8 @@ pub struct Booted {
     /// The members as told to one that joins, until its own log tells it.
     pub remotes: Vec<Member>,
     pub applied: u64,
+    /// Whether there was a log before this start.
+    pub existed: bool,
     /// Held for its lock.
     pub _dir: DataDir,
 }
@@ -59,7 +61,8 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
     let dir = DataDir::open(&config.data_dir).map_err(|error| error.to_string())?;
     let mut remotes = Vec::new();
     let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.wal());
-    if !Wal::exists(&wal_dir) {
+    let existed = Wal::exists(&wal_dir);
+    if !existed {
         if dir.database().is_some() {
             let (db, wal) = (dir.snap_db(), wal_dir.display());
             return Err(format!("{} has no log beside it in {wal}", db.display()));
@@ -80,6 +83,7 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
     let member = MemberId(metadata.node_id);
     let cluster_id = ClusterId(metadata.cluster_id);
     let (from, mut cluster) = beginning(&dir, &mut replay)?;
+    check_v2_keys(config.v2_deprecation, &cluster)?;
     let (engine, mut machine) = open_machine(config, &dir, metadata)?;
 
     let commit = committed(&wal, &replay, machine.position().0)?;
@@ -112,6 +116,7 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
         cluster,
         remotes,
         applied: commit,
+        existed,
         _dir: dir,
     })
 }
@@ -184,6 +189,22 @@ fn beginning(dir: &DataDir, replay: &mut Replay) -> Result<(u64, Cluster), Strin
         replay.term_runs.insert(0, (snap.index, snap.term));
     }
     Ok((snap.index + 1, cluster))
+}
+
+/// Whether a snapshot may hold keys of the v2 API (etcd v3.5.17 `server.go`
+/// assertNoV2StoreContent).
+fn check_v2_keys(stage: V2Deprecation, cluster: &Cluster) -> Result<(), String> {
+    if !cluster.has_v2_keys() {
+        return Ok(());
+    }
+    if stage != V2Deprecation::NotYet {
+        let stage = stage.as_str();
+        return Err(format!(
+            "detected disallowed custom content in v2store for stage --v2-deprecation={stage}"
+        ));
+    }
+    tracing::warn!("detected custom v2store content: there are keys of the v2 API");
+    Ok(())
 }
 
 /// The newest snapshot that an etcd recorded in the log, 0 if none. What it held may be in no

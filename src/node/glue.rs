@@ -1,6 +1,7 @@
 //! The small adapters between layers that do not know each other.
 
 use crate::actors::core::{LeaseForward, Shared};
+use crate::actors::corruption::{AskError, PeerHashes};
 use crate::actors::handle::Answer;
 use crate::actors::membership::Peering;
 use crate::actors::raft::{self, Peers, RaftActor};
@@ -11,6 +12,7 @@ use crate::base::url::Url;
 use crate::cli::config::Config;
 use crate::cluster::members::{Member, PeerChange};
 use crate::mvcc;
+use crate::mvcc::corrupt::Told;
 use crate::node::join::Ask;
 use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
@@ -18,7 +20,7 @@ use crate::pb::leasepb;
 use crate::pb::raftpb::Message;
 use crate::storage::engine::Engine;
 use crate::storage::image::{Image, ImageError, Sized, Sizing};
-use crate::transport::rafthttp::{self, RaftSink, StepError, Transport};
+use crate::transport::rafthttp::{self, HashError, PeerHash, RaftSink, StepError, Transport};
 use crate::transport::tls::{self, TlsInfo};
 use actix::Addr;
 use bytes::Bytes;
@@ -318,6 +320,41 @@ impl crate::grpc::Image for ImageReader {
             ImageReader::Ready(image) => image.read(bytes).map_err(|error| error.to_string()),
             ImageReader::Sizing(_) => Err("the image is not ready".to_owned()),
         }
+    }
+}
+
+/// Peers' hashes, over the peer port.
+pub struct HashPeers {
+    pub connector: Arc<Connector>,
+    pub cluster: ClusterId,
+    pub request_timeout: Duration,
+}
+
+impl PeerHashes for HashPeers {
+    fn ask(
+        &self,
+        url: String,
+        revision: i64,
+    ) -> Answer<'static, std::result::Result<Told, AskError>> {
+        let connector = Arc::clone(&self.connector);
+        let (cluster, wait) = (self.cluster, self.request_timeout);
+        Box::pin(async move {
+            let url = Url::parse(&url).map_err(|error| AskError::Other(error.to_string()))?;
+            let asked = rafthttp::get_hash_kv(&*connector, &url, cluster, revision, wait);
+            let late = || Err(HashError::Other("context deadline exceeded".to_owned()));
+            let told = tokio::time::timeout(wait, asked).await.unwrap_or_else(|_| late());
+            let PeerHash { hash, compact_revision, revision } = told.map_err(ask_error)?;
+            Ok(Told { hash, compact_revision, revision })
+        })
+    }
+}
+
+fn ask_error(error: HashError) -> AskError {
+    match error {
+        HashError::Compacted => AskError::Compacted,
+        HashError::FutureRev => AskError::FutureRev,
+        HashError::ClusterIdMismatch => AskError::ClusterIdMismatch,
+        HashError::Other(text) => AskError::Other(text),
     }
 }
 

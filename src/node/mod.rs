@@ -16,6 +16,7 @@ use crate::actors::auth::handle::AuthHandle;
 use crate::actors::auth::{AuthActor, Passwords, Provider};
 use crate::actors::compactor::Compactor;
 use crate::actors::core::{Core, Shared};
+use crate::actors::corruption::{self, Checker, Corruption};
 use crate::actors::inbox::Inbox;
 use crate::actors::lease_keeper::{self, LeaseKeeper};
 use crate::actors::raft::{Parts, RaftActor};
@@ -28,6 +29,8 @@ use crate::base::clock::{Clock, SystemClock};
 use crate::base::ids::MemberId;
 use crate::cli::config::{AutoCompaction, Config};
 use crate::cli::govalue;
+use crate::grpc;
+use crate::http;
 use crate::mvcc::auto_compact::Retention;
 use crate::node::defragment::Defragmenter;
 use crate::raft::driver::{Driver, Settings};
@@ -94,6 +97,19 @@ async fn member(config: Config) -> Result<(), String> {
     let reader = booted.machine.reader();
     let leases = booted.machine.lease_reader();
     let quota = booted.machine.quota_reader();
+    let checker = Checker {
+        reader: reader.clone(),
+        shared: shared.clone(),
+        peers: Arc::new(glue::HashPeers {
+            connector: connector.clone(),
+            cluster: booted.cluster_id,
+            request_timeout: core::request_timeout(election_timeout),
+        }),
+        request_timeout: core::request_timeout(election_timeout),
+    };
+    if config.experimental_initial_corrupt_check && booted.existed {
+        checker.at_start().await?;
+    }
     let driver = Driver::new(
         Settings {
             member: booted.member,
@@ -149,6 +165,19 @@ async fn member(config: Config) -> Result<(), String> {
         rt::supervise(&derived, clock.clone(), move || {
             let (shared, clock) = (shared.clone(), clock.clone());
             Compactor::new(retention, timeout, reader.clone(), shared, clock)
+        });
+    }
+    let intervals = corruption::Intervals {
+        store: (!config.experimental_corrupt_check_time.is_zero())
+            .then_some(config.experimental_corrupt_check_time),
+        compactions: config
+            .experimental_compact_hash_check_enabled
+            .then_some(config.experimental_compact_hash_check_time),
+    };
+    if !intervals.are_none() {
+        let runtime = tokio::runtime::Handle::current();
+        rt::supervise(&derived, clock.clone(), move || {
+            Corruption::new(checker.clone(), intervals, runtime.clone())
         });
     }
     let store_shared = shared.clone();
@@ -221,7 +250,10 @@ async fn member(config: Config) -> Result<(), String> {
         election_timeout,
         tick_interval,
     });
-    serve::peers(&config, &tls, listeners.peer, &core, &transport, stopping.clone());
+    let reads = Arc::new(glue::Reads { reader, engine: booted.engine.clone(), quota });
+    let hash_reads = reads.clone();
+    let hash: http::HashRead = Arc::new(move |rev| grpc::Reads::hash_kv(&*hash_reads, rev));
+    serve::peers(&config, &tls, listeners.peer, &core, &transport, hash, stopping.clone());
     publish::spawn_tick_advance(core.clone(), &config, transport.clone());
     publish::spawn_version_monitor(core.clone(), connector.clone(), stopping.clone());
 
@@ -230,7 +262,6 @@ async fn member(config: Config) -> Result<(), String> {
         () = serve::stop_signal() => return Ok(()),
         () = serve::removed(&shared) => return Ok(()),
     }
-    let reads = Arc::new(glue::Reads { reader, engine: booted.engine.clone(), quota });
     serve::clients(&config, &tls, listeners.clients, &core, reads, serving_seen, stopping)?;
     let is_member = tokio::select! {
         () = serve::stop_signal() => true,

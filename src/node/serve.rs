@@ -168,10 +168,11 @@ pub fn peers(
     listeners: Vec<(Url, Listener)>,
     core: &Arc<Core>,
     transport: &Transport,
+    hash: http::HashRead,
     stopping: watch::Receiver<bool>,
 ) {
     let node: NodeHandle = core.clone();
-    let app = transport.router().merge(http::peer_router(node)).fallback(http::not_found);
+    let app = transport.router().merge(http::peer_router(node, hash)).fallback(http::not_found);
     for (url, listener) in listeners {
         let options = ServeOptions {
             tls: url.is_tls().then(|| tls.peer.clone()).flatten(),

@@ -5,6 +5,7 @@
 mod client;
 pub mod codec;
 mod connect;
+mod hashkv;
 mod peer;
 mod pool;
 mod queue;
@@ -25,6 +26,7 @@ use tokio::runtime::Handle;
 
 pub use client::{ANSWER_BYTES_MAX, Member, get_members, get_version};
 pub use connect::{Connect, Connecting, Io, PlainConnect};
+pub use hashkv::{HashError, PeerHash, get_hash_kv};
 pub use pool::Pool;
 
 use crate::base::ids::{ClusterId, MemberId};

@@ -2,6 +2,7 @@
 
 mod auth;
 mod compaction;
+mod corruption;
 mod daemon;
 mod damage;
 mod durable;

@@ -20,7 +20,8 @@ async fn put(member: &Member, key: String, bytes: usize) -> i64 {
     member.kv().put(put).await.unwrap().into_inner().header.unwrap().revision
 }
 
-async fn snapshot(member: &Member) -> Bytes {
+/// The file, its digest left out.
+pub async fn snapshot(member: &Member) -> Bytes {
     let request = rpc::SnapshotRequest {};
     let mut stream = member.maintenance().snapshot(request).await.unwrap().into_inner();
     let mut file = Vec::new();
