@@ -3,6 +3,7 @@
 //! Uses: base, mvcc, obs, pb
 
 pub mod bbolt;
+pub mod check;
 pub mod datadir;
 pub mod engine;
 pub mod image;

@@ -138,6 +138,24 @@ pub(super) fn open(
     Ok(Opened { engine, kind })
 }
 
+impl Engine {
+    /// Opens an engine that is there, reading every row, for a look at it: what cannot be trusted
+    /// is the inner error, and stays as it is.
+    pub fn inspect(dir: &Path, identity: Metadata) -> Result<Result<Engine, String>, EngineError> {
+        if is_missing_or_empty(dir)? {
+            return Ok(Err("it is empty".to_owned()));
+        }
+        match open_existing(dir, identity) {
+            // Whoever looks gets the error itself.
+            Ok(Found { handles, seq, position }) => {
+                Engine::start(dir, handles, seq, position, Box::new(|_| {})).map(Ok)
+            }
+            Err(Refused::Error(error)) => Err(error),
+            Err(Refused::Damaged(reason)) => Ok(Err(reason)),
+        }
+    }
+}
+
 fn aside_path(dir: &Path) -> PathBuf {
     let mut aside = dir.as_os_str().to_owned();
     aside.push(".removing");

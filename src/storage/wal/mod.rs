@@ -2,6 +2,7 @@
 //! Uses: base, obs, pb
 
 mod files;
+mod inspect;
 mod reader;
 mod record;
 mod scan;
@@ -22,6 +23,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use inspect::{Inspected, inspect};
 pub use reader::WalReader;
 
 /// Preallocated size of a segment; the one that passes it is cut (etcd v3.5.17

@@ -1,6 +1,7 @@
 //! The daemon as a process: started, loaded, broken at its failpoints, killed, started again.
 
 mod auth;
+mod check_data;
 mod compaction;
 mod corruption;
 mod daemon;
