@@ -7,10 +7,12 @@ OPS ?= 2000
 N ?= 3
 NAME ?=
 ARGS ?=
+SECONDS ?= 60
+FUZZ := storage::fuzz::snap_files storage::wal::fuzz::logs storage::bbolt::fuzz::bbolt_files
 COMPAT := scripts/etcd-e2e-compat.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help build release check test unit it e2e diff kill mixed judge bench cluster run fmt lint fix verify clean ci
+.PHONY: help build release check test unit it e2e diff kill mixed judge bench fuzz cluster run fmt lint fix verify clean ci
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +53,11 @@ judge: ## Another judge: NAME=watch, authtable, badinput, damage or compaction, 
 
 bench: ## etcd's benchmark against rusd and etcd in turn: ARGS="--quick"
 	scripts/bench.sh $(ARGS)
+
+fuzz: ## Bytes that nobody wrote, to the readers of WAL, .snap and bbolt files: SECONDS=60 each
+	for test in $(FUZZ); do \
+		RUSD_FUZZ_SECONDS=$(SECONDS) cargo test --locked --lib -- --exact --nocapture $$test || exit 1; \
+	done
 
 cluster: ## A local cluster of N=3 members, until Ctrl-C
 	cargo build --release --locked

@@ -6,6 +6,8 @@ pub mod bbolt;
 pub mod check;
 pub mod datadir;
 pub mod engine;
+#[cfg(test)]
+mod fuzz;
 pub mod image;
 pub mod import;
 pub mod snap;

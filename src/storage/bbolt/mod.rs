@@ -17,6 +17,8 @@
 //! Uses: nothing
 
 mod check;
+#[cfg(test)]
+mod fuzz;
 mod grow;
 mod page;
 mod reader;

@@ -2,6 +2,8 @@
 //! Uses: base, obs, pb
 
 mod files;
+#[cfg(test)]
+mod fuzz;
 mod inspect;
 mod reader;
 mod record;

@@ -100,7 +100,9 @@ impl Scan {
         match record.kind {
             ENTRY => {
                 let entry = record::entry_head(record.data).ok_or(Bad::sure("malformed entry"))?;
-                if entry.index == 0 || !self.sparse.note(entry.index, segment, offset, before) {
+                // There is an index behind each.
+                let lawful = (1..u64::MAX).contains(&entry.index);
+                if !lawful || !self.sparse.note(entry.index, segment, offset, before) {
                     return Err(Bad::sure("entry does not follow the log"));
                 }
                 while self.term_runs.last().is_some_and(|run| run.0 >= entry.index) {
@@ -125,6 +127,9 @@ impl Scan {
             SNAPSHOT => {
                 let snapshot =
                     record::pair(record.data).ok_or(Bad::sure("malformed snapshot record"))?;
+                if snapshot.0 == u64::MAX {
+                    return Err(Bad::sure("malformed snapshot record"));
+                }
                 if snapshot.0 > self.sparse.last {
                     self.sparse.restart(snapshot.0);
                     self.term_runs.clear();

@@ -3,8 +3,9 @@
 use super::super::Writer;
 use super::super::page::{Header, Kind, Meta};
 use super::super::reader::{Db, Direction, Item, Metas, Seen};
-use super::twin::{Dice, Twin, apply, crashed};
+use super::twin::{Twin, apply, crashed};
 use super::*;
+use crate::storage::fuzz::Dice;
 use bytes::Bytes;
 use proptest::prelude::*;
 

@@ -2,25 +2,13 @@
 
 use super::super::reader::Source;
 use super::Disk;
+use crate::storage::fuzz::Dice;
 use bytes::Bytes;
 use std::io;
 use std::sync::Mutex;
 
 /// What a disk writes as one: a power failure leaves each whole or not at all.
 const SECTOR_BYTES: usize = 512;
-
-/// Random numbers from a seed (splitmix64).
-pub(super) struct Dice(pub u64);
-
-impl Dice {
-    pub(super) fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-}
 
 /// Writes between two syncs.
 pub(super) type Epoch = Vec<(u64, Vec<u8>)>;
