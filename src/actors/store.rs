@@ -1,6 +1,9 @@
 //! StoreActor: the only writer. It applies committed entries in order and answers the proposers:
 //! apply, publish the view, tell the others, reply, tell RaftActor.
 
+mod compaction;
+
+use self::compaction::CompactStep;
 use crate::actors::alarm_log;
 use crate::actors::auth::Provider;
 use crate::actors::core::Shared;
@@ -17,7 +20,6 @@ use crate::base::error::{Error, Result};
 use crate::base::failpoint;
 use crate::cluster::members::PeerChange;
 use crate::cluster::state::Cluster;
-use crate::mvcc::CompactProgress;
 use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::raftpb::{Entry, EntryType};
@@ -114,10 +116,6 @@ pub struct Watch {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Shrink(pub oneshot::Sender<()>);
-
-#[derive(Message)]
-#[rtype(result = "()")]
-struct CompactStep;
 
 /// See the module.
 pub struct StoreActor {
@@ -322,47 +320,6 @@ impl StoreActor {
         }
     }
 
-    fn compact_step(&mut self, ctx: &mut Context<Self>) {
-        if !self.compacting {
-            return;
-        }
-        failpoint::hit(failpoint::COMPACT_STEP);
-        let pending = self.machine.compaction_pending();
-        let step = || self.machine.compact_step(self.pace.compact_rows);
-        let progress = self.timings.compact(pending, step);
-        let cut_off = self.machine.take_cut_off();
-        if !cut_off.is_empty() {
-            tokio::task::spawn_blocking(move || drop(cut_off));
-        }
-        match progress {
-            Ok(CompactProgress::More) => {
-                ctx.notify_later(CompactStep, self.pace.compact_pause);
-            }
-            Err(error) => rt::fatal(&format!("failed to compact: {error}")),
-            Ok(CompactProgress::Done) => {
-                self.compacting = false;
-                if let Some(revision) = pending {
-                    self.log_hash(revision);
-                }
-            }
-        }
-        self.shared.publish_compacted(self.machine.finished_compact_revision());
-    }
-
-    /// A compaction has left a hash, unless it was interrupted
-    /// (etcd v3.5.17 `mvcc/hash.go` Store).
-    fn log_hash(&self, revision: i64) {
-        let hashes = self.machine.reader().hashes();
-        if let Some(hash) = hashes.iter().find(|hash| hash.revision == revision) {
-            tracing::info!(
-                hash = hash.hash,
-                revision,
-                "compact-revision" = hash.compact_revision,
-                "storing new hash"
-            );
-        }
-    }
-
     fn sweep(&mut self, ctx: &mut Context<Self>) {
         ctx.run_later(SWEEP_INTERVAL, |actor, ctx| {
             rt::or_abort("StoreActor", || {
@@ -470,14 +427,6 @@ impl Handler<Apply> for StoreActor {
         if self.compacting && !was_compacting {
             ctx.notify(CompactStep);
         }
-    }
-}
-
-impl Handler<CompactStep> for StoreActor {
-    type Result = ();
-
-    fn handle(&mut self, _: CompactStep, ctx: &mut Self::Context) {
-        rt::or_abort("StoreActor", || self.compact_step(ctx));
     }
 }
 

@@ -117,33 +117,24 @@ impl Timings {
         durations.with_label_values(&["v2", method, "true"]).observe(took.as_secs_f64());
     }
 
-    /// Times one step of a compaction, and the whole once it is done. Nothing if none is `pending`.
-    pub(super) fn compact<E>(
-        &mut self,
-        pending: Option<i64>,
-        step: impl FnOnce() -> std::result::Result<CompactProgress, E>,
-    ) -> std::result::Result<CompactProgress, E> {
-        let Some(revision) = pending else {
-            return step();
-        };
+    /// Notes one step of the compaction of `revision`, which began then, and the whole once it is
+    /// done.
+    pub(super) fn compacted(&mut self, revision: i64, begin: Instant, progress: CompactProgress) {
         let millis = |begin: Instant| begin.elapsed().as_millis() as f64;
-        let begin = SystemClock.now();
         let whole = *self.compaction.get_or_insert(begin);
-        let progress = step();
-        if matches!(progress, Ok(CompactProgress::More)) {
-            metrics().db_compaction_pause.observe(millis(begin));
+        match progress {
+            CompactProgress::More => metrics().db_compaction_pause.observe(millis(begin)),
+            CompactProgress::Done => {
+                self.compaction = None;
+                metrics().db_compaction_total.observe(millis(whole));
+                let unix = SystemClock.unix().as_secs();
+                metrics().db_compaction_last.set(i64::try_from(unix).unwrap_or(i64::MAX));
+                tracing::info!(
+                    "compact-revision" = revision,
+                    took = ?whole.elapsed(),
+                    "finished scheduled compaction"
+                );
+            }
         }
-        if matches!(progress, Ok(CompactProgress::Done)) {
-            self.compaction = None;
-            metrics().db_compaction_total.observe(millis(whole));
-            let unix = SystemClock.unix().as_secs();
-            metrics().db_compaction_last.set(i64::try_from(unix).unwrap_or(i64::MAX));
-            tracing::info!(
-                "compact-revision" = revision,
-                took = ?whole.elapsed(),
-                "finished scheduled compaction"
-            );
-        }
-        progress
     }
 }

@@ -1,4 +1,4 @@
-//! The compaction request: it only schedules; `Machine::compact_step` does the work.
+//! The compaction request: it only schedules; `Machine::compaction_look` begins the work.
 
 use super::{Effect, Machine};
 use crate::mvcc::{self, ReadError};

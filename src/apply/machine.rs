@@ -8,7 +8,7 @@ use crate::auth::{AuthReader, AuthStore};
 use crate::base::error::Error;
 use crate::lease::{LeaseReader, LeaseTable};
 use crate::mvcc::backend::{Backend, BackendError, Batch, Bucket, Op};
-use crate::mvcc::{self, Change, CompactProgress, CutOff, ReadError, Reader, Store};
+use crate::mvcc::{self, Change, CompactProgress, CutOff, Look, Looked, ReadError, Reader, Store};
 use crate::pb::etcdserverpb as rpc;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -246,13 +246,28 @@ impl Machine {
         }
     }
 
-    /// Works on scheduled compactions, looking at up to `limit` rows.
-    pub fn compact_step(&mut self, limit: usize) -> Result<CompactProgress, BackendError> {
-        let (ops, progress) = self.store.compact_step(limit)?;
+    /// The next look, at up to `limit` rows, of a scheduled compaction: for any thread. None while
+    /// one is on its way, and when nothing is scheduled.
+    pub fn compaction_look(&mut self, limit: usize) -> Option<Look> {
+        self.store.compaction_look(limit)
+    }
+
+    /// Takes out what a look has found.
+    pub fn compacted(&mut self, looked: Looked) -> Result<CompactProgress, BackendError> {
+        let (ops, progress) = self.store.compacted(looked)?;
         if !ops.is_empty() {
             self.submit_ops(ops);
         }
         Ok(progress)
+    }
+
+    /// A look and what comes of it, at once.
+    #[cfg(test)]
+    pub fn compact_step(&mut self, limit: usize) -> Result<CompactProgress, BackendError> {
+        match self.compaction_look(limit) {
+            Some(look) => self.compacted(look.run()),
+            None => Ok(CompactProgress::Done),
+        }
     }
 
     /// The histories that the last step has cut off, to be dropped where there is time.
@@ -260,7 +275,7 @@ impl Machine {
         self.store.take_cut_off()
     }
 
-    /// The revision up to which [`Machine::compact_step`] has work.
+    /// The revision up to which there is something to compact.
     pub fn compaction_pending(&self) -> Option<i64> {
         self.store.compaction_pending()
     }

@@ -95,7 +95,7 @@ pub enum Effect {
     LeaseRevoked { id: LeaseId },
     /// A lease's remaining TTL was checkpointed, in seconds.
     LeaseCheckpointed { id: LeaseId, remaining_ttl: i64 },
-    /// `Machine::compact_step` has work up to this revision.
+    /// There is something to compact up to this revision.
     CompactionScheduled { revision: i64 },
     /// An alarm was raised or cleared.
     AlarmsChanged,

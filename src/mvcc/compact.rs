@@ -1,4 +1,6 @@
-//! Compaction: rows that no revision above the compacted one can see go away, in batches.
+//! Compaction: rows that no revision above the compacted one can see go away, in batches. A batch
+//! has two parts: any thread may look at the rows, since those at or below the compacted revision
+//! change only by compaction; the writer then takes the rows out.
 
 use crate::base::ids::Revision;
 use crate::mvcc::backend::{BackendError, Bucket, Op};
@@ -60,6 +62,37 @@ pub(crate) struct Step {
     pub(crate) trims: Vec<(Bytes, bool)>,
     /// Whether the job is complete.
     pub(crate) finished: bool,
+    /// The hash over all that the job left, if it is complete and has seen all.
+    pub(crate) hash: Option<KvHash>,
+}
+
+/// The look at the next rows of a compaction: for any thread, and to be handed back to the writer
+/// (`compacted`). It reads the engine, which now and then makes its readers wait for its disk.
+pub struct Look {
+    pub(crate) job: Job,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) limit: usize,
+}
+
+/// What a [`Look`] found.
+pub struct Looked {
+    pub(crate) job: Job,
+    pub(crate) step: Result<Step, BackendError>,
+}
+
+impl Looked {
+    /// The revision that is compacted.
+    pub fn revision(&self) -> i64 {
+        self.job.revision
+    }
+}
+
+impl Look {
+    /// Reads up to the limit of rows.
+    pub fn run(mut self) -> Looked {
+        let step = self.job.step(&self.shared, self.limit);
+        Looked { job: self.job, step }
+    }
 }
 
 impl Job {
@@ -67,15 +100,15 @@ impl Job {
         Self { revision, previous, hash_is_whole, progress: None }
     }
 
-    /// Looks at up to `limit` rows. The index is trimmed by the caller.
-    pub(crate) fn step(&mut self, shared: &Shared, limit: usize) -> Result<Step, BackendError> {
+    /// Looks at up to `limit` rows. What it found must be done before the next call.
+    fn step(&mut self, shared: &Shared, limit: usize) -> Result<Step, BackendError> {
         let (revision, previous) = (self.revision, self.previous);
         let progress = self.progress.get_or_insert_with(|| Progress {
             hasher: Hasher::new(previous, shared.index.any_at(revision, true)),
             next: Bytes::new(),
         });
         let limit = limit.max(1);
-        let mut step = Step { ops: Vec::new(), trims: Vec::new(), finished: false };
+        let mut step = Step { ops: Vec::new(), trims: Vec::new(), finished: false, hash: None };
         let end = revision_key(Revision { main: revision + 1, sub: 0 });
         let mut seen = 0;
         let mut next = None;
@@ -107,7 +140,7 @@ impl Job {
                 // to mean "now" for HashKV: members must agree.
                 if self.hash_is_whole {
                     let hash = progress.hasher.sum();
-                    remember(shared, KvHash { hash, revision, compact_revision: previous });
+                    step.hash = Some(KvHash { hash, revision, compact_revision: previous });
                 }
             }
         }
@@ -121,7 +154,8 @@ pub(crate) fn meta(name: &'static [u8], revision: i64) -> Op {
     (Bucket::Meta, Bytes::from_static(name), Some(Bytes::copy_from_slice(&value)))
 }
 
-fn remember(shared: &Shared, hash: KvHash) {
+/// Writer only.
+pub(crate) fn remember(shared: &Shared, hash: KvHash) {
     let mut hashes = shared.hashes.load().as_ref().clone();
     hashes.push(hash);
     hashes.sort_by_key(|h| h.revision);

@@ -17,7 +17,7 @@ pub mod size;
 mod store;
 pub mod watch;
 
-pub use compact::{CompactProgress, CutOff};
+pub use compact::{CompactProgress, CutOff, Look, Looked};
 pub use hash::BUCKETS;
 pub(crate) use read::header;
 pub use read::{ReadError, Reader};

@@ -44,6 +44,7 @@ impl Store {
             ops: Vec::new(),
             undo: Vec::new(),
             jobs: VecDeque::new(),
+            looking: None,
             cut_off: CutOff::default(),
             finished,
             cost: KeyCost::new(compacted),

@@ -4,7 +4,7 @@ use crate::base::error::Error;
 use crate::base::ids::Revision;
 use crate::mvcc::backend::{BackendError, Bucket, Op};
 use crate::mvcc::cache::RowCache;
-use crate::mvcc::compact::{self, CompactProgress, CutOff, Job};
+use crate::mvcc::compact::{self, CompactProgress, CutOff, Job, Look, Looked};
 use crate::mvcc::counts::Tally;
 use crate::mvcc::index::{Head, KeyEntry, Keys};
 use crate::mvcc::read::{ReadError, Reader};
@@ -78,6 +78,8 @@ pub struct Store {
     /// For each change its key's entry and old head, to take it back.
     pub(super) undo: Vec<(Arc<KeyEntry>, Option<Arc<Head>>)>,
     pub(super) jobs: VecDeque<Job>,
+    /// Revision of the job that a look has taken along.
+    pub(super) looking: Option<i64>,
     /// What the last compaction step has cut off.
     pub(super) cut_off: CutOff,
     pub(super) finished: i64,
@@ -355,21 +357,29 @@ impl Store {
         }
         self.shared.compacted.store(revision, Ordering::SeqCst);
         self.cost.compact(revision);
-        self.jobs.push_back(Job::new(revision, compacted, self.jobs.is_empty()));
+        let is_only = self.compaction_pending().is_none();
+        self.jobs.push_back(Job::new(revision, compacted, is_only));
         Ok(compact::meta(compact::SCHEDULED, revision))
     }
 
-    /// Works on the oldest scheduled compaction, looking at up to `limit` rows. The ops must be
-    /// submitted before the next call.
-    pub fn compact_step(
+    /// The next look at rows, up to `limit`, of the oldest scheduled compaction. None while one is
+    /// on its way, and when nothing is scheduled.
+    pub fn compaction_look(&mut self, limit: usize) -> Option<Look> {
+        if self.looking.is_some() {
+            return None;
+        }
+        let job = self.jobs.pop_front()?;
+        self.looking = Some(job.revision);
+        Some(Look { job, shared: Arc::clone(&self.shared), limit })
+    }
+
+    /// Takes out what a look has found. The ops must be submitted before the next look.
+    pub fn compacted(
         &mut self,
-        limit: usize,
+        looked: Looked,
     ) -> Result<(Vec<Op>, CompactProgress), BackendError> {
-        let Some(job) = self.jobs.front_mut() else {
-            return Ok((Vec::new(), CompactProgress::Done));
-        };
-        let revision = job.revision;
-        let step = job.step(&self.shared, limit)?;
+        let revision = looked.job.revision;
+        let step = looked.step?;
         let removed = step.ops.iter().filter(|op| op.0 == Bucket::Key).count() as u64;
         self.shared.counts.compacted_rows.fetch_add(removed, Ordering::Relaxed);
         self.cut_off.0.clear();
@@ -379,13 +389,30 @@ impl Store {
                 self.cut_off.0.push(old);
             }
         }
+        if let Some(hash) = step.hash {
+            compact::remember(&self.shared, hash);
+        }
+        self.looking = None;
         if step.finished {
             self.finished = revision;
-            self.jobs.pop_front();
+        } else {
+            self.jobs.push_front(looked.job);
         }
         let progress =
             if self.jobs.is_empty() { CompactProgress::Done } else { CompactProgress::More };
         Ok((step.ops, progress))
+    }
+
+    /// A look and what comes of it, at once.
+    #[cfg(test)]
+    pub fn compact_step(
+        &mut self,
+        limit: usize,
+    ) -> Result<(Vec<Op>, CompactProgress), BackendError> {
+        match self.compaction_look(limit) {
+            Some(look) => self.compacted(look.run()),
+            None => Ok((Vec::new(), CompactProgress::Done)),
+        }
     }
 
     /// What the last step has cut off; the next one drops it otherwise.
@@ -393,8 +420,8 @@ impl Store {
         std::mem::take(&mut self.cut_off)
     }
 
-    /// The revision up to which `compact_step` has work.
+    /// The revision up to which there is work.
     pub fn compaction_pending(&self) -> Option<i64> {
-        self.jobs.back().map(|job| job.revision)
+        self.jobs.back().map(|job| job.revision).or(self.looking)
     }
 }

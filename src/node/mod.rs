@@ -4,7 +4,6 @@
 //! transport, v2
 
 mod boot;
-pub mod check_data;
 mod defragment;
 mod glue;
 mod join;

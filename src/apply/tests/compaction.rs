@@ -65,3 +65,25 @@ fn a_hole_in_the_revisions_is_damage() {
     let at = rpc::RangeRequest { revision: 3, ..range("a", "") };
     assert_eq!(w.machine.reader().range(&at), Err(Error::Corrupt));
 }
+
+#[test]
+fn one_look_at_a_time_and_what_is_written_meanwhile_stays() {
+    let mut w = World::new();
+    for n in 0..10 {
+        w.put(put("a", &n.to_string())).unwrap();
+    }
+    w.compact(6).unwrap();
+    let look = w.machine.compaction_look(3).unwrap();
+    w.put(put("a", "during")).unwrap();
+    w.put(put("b", "new")).unwrap();
+    w.compact(8).unwrap();
+    assert!(w.machine.compaction_look(3).is_none(), "one is on its way");
+    assert_eq!(w.machine.compaction_pending(), Some(8));
+    let hash = w.hash(12).unwrap();
+    w.machine.compacted(look.run()).unwrap();
+    w.compact_all(3);
+    assert_eq!((w.machine.compaction_pending(), w.machine.finished_compact_revision()), (None, 8));
+    assert_eq!(w.hash(12).unwrap(), hash);
+    assert_eq!(w.get("a").unwrap().value, b("during"));
+    assert_eq!(w.get("b").unwrap().value, b("new"));
+}
