@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"math/rand"
+	"os"
 	"path/filepath"
 	"sort"
 	"sync"
@@ -29,6 +31,7 @@ type compactionOpts struct {
 	revisions, keys, value int
 	clients, rate          int
 	baseline               time.Duration
+	trace                  string
 }
 
 // lats is what one phase of puts gave.
@@ -50,6 +53,7 @@ func runCompaction(args []string) error {
 	fs.IntVar(&o.clients, "clients", 32, "connections that put meanwhile")
 	fs.IntVar(&o.rate, "rate", 2000, "puts per second of all together, each timed from when it was due (0: one after the other)")
 	fs.DurationVar(&o.baseline, "baseline", 10*time.Second, "time measured without a compaction, and at least with one")
+	fs.StringVar(&o.trace, "trace", "", "a file that gets each put of rusd's: seconds since 1970 when it was due, and its milliseconds")
 	fs.Parse(args)
 	if *rusd == "" {
 		return errors.New("--rusd is needed")
@@ -181,6 +185,7 @@ func fillHistory(conns []*grpc.ClientConn, o *compactionOpts) (int64, error) {
 func putLoad(conns []*grpc.ClientConn, o *compactionOpts, end <-chan time.Time) (lats, error) {
 	var mu sync.Mutex
 	var all []time.Duration
+	var traces []trace
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	errs := make(chan error, len(conns))
@@ -193,9 +198,11 @@ func putLoad(conns []*grpc.ClientConn, o *compactionOpts, end <-chan time.Time) 
 			defer wg.Done()
 			r := rand.New(rand.NewSource(int64(w)))
 			var own []time.Duration
+			var traced []trace
 			defer func() {
 				mu.Lock()
 				all = append(all, own...)
+				traces = append(traces, traced...)
 				mu.Unlock()
 			}()
 			pause := time.Duration(0)
@@ -222,6 +229,9 @@ func putLoad(conns []*grpc.ClientConn, o *compactionOpts, end <-chan time.Time) 
 					return
 				}
 				own = append(own, time.Since(due))
+				if o.trace != "" {
+					traced = append(traced, trace{due, time.Since(due)})
+				}
 				due = due.Add(pause)
 			}
 		}(w)
@@ -237,7 +247,36 @@ func putLoad(conns []*grpc.ClientConn, o *compactionOpts, end <-chan time.Time) 
 	if len(all) == 0 {
 		return lats{}, errors.New("no put was answered")
 	}
+	if o.trace != "" {
+		if err := writeTrace(o.trace, traces); err != nil {
+			return lats{}, err
+		}
+	}
 	sort.Slice(all, func(i, j int) bool { return all[i] < all[j] })
 	at := func(q float64) time.Duration { return all[int(q*float64(len(all)-1))] }
 	return lats{at(0.5), at(0.99), at(1), float64(len(all)) / time.Since(begin).Seconds()}, nil
+}
+
+// trace is one put: when it was due and how long it took.
+type trace struct {
+	due  time.Time
+	took time.Duration
+}
+
+// writeTrace adds one phase to the file, in the order in which the puts were due.
+func writeTrace(path string, traces []trace) error {
+	sort.Slice(traces, func(i, j int) bool { return traces[i].due.Before(traces[j].due) })
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriter(f)
+	for _, t := range traces {
+		fmt.Fprintf(w, "%.4f %.3f\n", float64(t.due.UnixMicro())/1e6, float64(t.took.Microseconds())/1e3)
+	}
+	if err := w.Flush(); err != nil {
+		f.Close()
+		return err
+	}
+	return f.Close()
 }

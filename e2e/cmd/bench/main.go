@@ -32,6 +32,7 @@ type row struct {
 	events  int      // what one of total brings about at the clients, if that is what counts
 	beside  []string // a load that goes on meanwhile
 	rate    bool     // the tool's latencies say nothing here
+	login   bool     // logins instead of the tool
 }
 
 func putArgs(verb string) []string {
@@ -60,6 +61,7 @@ var rows = []row{
 	{name: "txn-put, 3 members, 1,000 clients", members: 3, clients: 1_000, total: 50_000, args: putArgs("txn-put")},
 	{name: "lease keepalive, 1,000 clients", members: 1, clients: 1_000, total: 100_000, args: []string{"lease-keepalive"}},
 	{name: "lease keepalive, 3 members, 1,000 clients", members: 3, clients: 1_000, total: 50_000, args: []string{"lease-keepalive"}},
+	{name: "login, 16 clients, bcrypt's cost 10", members: 1, clients: 16, total: 400, login: true},
 }
 
 // A sample is what one run of one row gave. Restart rows have only Restart.
@@ -200,6 +202,12 @@ func measure(r row, server, tool string) (sample, error) {
 	if err := c.load(r.preload, 1024); err != nil {
 		return sample{}, err
 	}
+	var cpu, written float64
+	used := func() { cpu, written = c.used() }
+	if r.login {
+		s, err := logins(c, r.clients, r.total, used)
+		return c.since(s, cpu, written, r.total), err
+	}
 	endpoints := "--endpoints=" + strings.Join(c.endpoints, ",")
 	total := "--total"
 	if r.args[0] == "watch" {
@@ -215,24 +223,30 @@ func measure(r row, server, tool string) (sample, error) {
 		}
 		defer end()
 	}
-	cpu, written := c.used()
+	used()
 	out, err := exec.Command(tool, args...).CombinedOutput()
 	if err != nil {
 		return sample{}, fmt.Errorf("benchmark: %w: %s", err, tail(out))
 	}
-	cpuAfter, writtenAfter := c.used()
-	s, err := parse(string(out))
+	s := c.since(sample{}, cpu, written, r.total*max(r.events, 1))
+	err = parse(string(out), &s)
 	if err != nil {
 		return s, fmt.Errorf("%w: %s", err, tail(out))
 	}
 	if r.rate {
 		s.P50, s.P99 = 0, 0
 	}
-	thousands := float64(r.total*max(r.events, 1)) / 1000
+	return s, nil
+}
+
+// since completes a sample with what was used since then for a number of requests.
+func (c *cluster) since(s sample, cpu, written float64, requests int) sample {
+	cpuAfter, writtenAfter := c.used()
+	thousands := float64(requests) / 1000
 	s.CPU = (cpuAfter - cpu) / thousands
 	s.Written = (writtenAfter - written) / (1 << 20) / thousands
 	s.RSS = c.peakRSS()
-	return s, nil
+	return s
 }
 
 var (
@@ -240,15 +254,14 @@ var (
 	pctLine  = regexp.MustCompile(`(?m)^\s*(50|99)% in ([0-9.e+-]+) secs`)
 )
 
-func parse(out string) (sample, error) {
-	var s sample
+func parse(out string, s *sample) error {
 	if strings.Contains(out, "Error distribution") {
-		return s, errors.New("requests failed")
+		return errors.New("requests failed")
 	}
 	rates := rateLine.FindAllStringSubmatch(out, -1)
 	pcts := pctLine.FindAllStringSubmatch(out, -1)
 	if len(rates) == 0 || len(pcts) != 2*len(rates) {
-		return s, errors.New("the tool's output is not as expected")
+		return errors.New("the tool's output is not as expected")
 	}
 	// Where there are several summaries, the last one is of what is measured.
 	rate := rates[len(rates)-1]
@@ -257,7 +270,7 @@ func parse(out string) (sample, error) {
 	s.P50, _ = strconv.ParseFloat(pcts[0][2], 64)
 	s.P99, _ = strconv.ParseFloat(pcts[1][2], 64)
 	s.P50, s.P99 = s.P50*1000, s.P99*1000
-	return s, nil
+	return nil
 }
 
 func tail(out []byte) string {
@@ -309,7 +322,7 @@ func table(o options, samples []sample) string {
 	var t strings.Builder
 	t.WriteString("# rusd beside etcd 3.5.17\n\n")
 	fmt.Fprintf(&t, "Written by `make bench`: medians of %d alternating rounds on %d cores, %s. Each cell is rusd / etcd = **ratio**. ", o.rounds, runtime.NumCPU(), time.Now().UTC().Format("2006-01-02"))
-	t.WriteString("Above 1 is better for requests/s, below 1 for the others; a watch's requests are the events that its clients get, and a range beside writers has the cost of the writes in its CPU. etcd's own `benchmark` tool runs on the same machine and shares its cores; fresh data directories for each row; values of 256 bytes; CPU, memory and writes are the sums over the members. ")
+	t.WriteString("Above 1 is better for requests/s, below 1 for the others; a watch's requests are the events that its clients get, and a range beside writers has the cost of the writes in its CPU. etcd's own `benchmark` tool (for logins the bench itself) runs on the same machine and shares its cores; fresh data directories for each row; values of 256 bytes; CPU, memory and writes are the sums over the members. ")
 	t.WriteString("The raw samples go to `e2e/out/bench.json`; what profiles showed, and what is left, is in [performance.md](performance.md).\n\n")
 	if o.quick {
 		t.WriteString("**A `--quick` run: these numbers mean nothing.**\n\n")
