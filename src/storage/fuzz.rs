@@ -5,7 +5,7 @@
 //! process, and watches how much memory it asks for.
 
 use super::snap;
-use crate::cluster::v2_tree;
+use crate::cluster::state::Cluster;
 use crate::pb::{raftpb, snappb};
 use bytes::Bytes;
 use prost::Message as _;
@@ -155,7 +155,7 @@ fn tree() -> Bytes {
 fn snap_files() {
     let metadata = raftpb::SnapshotMetadata { index: 9, term: 2, ..Default::default() };
     let tree = tree();
-    assert!(v2_tree::members(&tree).is_ok());
+    assert!(Cluster::from_json(&tree).is_ok());
     let inner = raftpb::Snapshot { data: tree.clone(), metadata: Some(metadata) };
     let file = |data: Vec<u8>| {
         snappb::Snapshot { crc: crc32c::crc32c(&data), data: data.into() }.encode_to_vec()
@@ -183,7 +183,7 @@ fn snap_files() {
         let len = bytes.len();
         if let Ok(snap) = snap::parse(bytes.into()) {
             assert!(snap.tree.len() <= len);
-            found += u64::from(v2_tree::members(&snap.tree).is_ok());
+            found += u64::from(Cluster::from_json(&snap.tree).is_ok());
         }
     });
     assert!(found > 0, "no round gets through to the members");
