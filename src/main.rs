@@ -46,6 +46,9 @@ fn main() {
             let _ = std::io::stderr().write_all(stderr.as_bytes());
             code
         }
+        Command::CheckData { dir, wal_dir } => {
+            rusd::node::check_data::run(&dir, wal_dir.as_deref())
+        }
         Command::NotYet(name) => {
             let _ =
                 writeln!(std::io::stderr(), "rusd: the {name} command comes in a later release");

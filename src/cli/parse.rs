@@ -2,6 +2,7 @@
 
 use argh::FromArgs;
 use serde_json::Value;
+use std::path::PathBuf;
 
 use super::config::{ADVERTISE_UNSET, Config, Refusal};
 use super::file;
@@ -24,6 +25,13 @@ pub enum Command {
         /// The exit code.
         code: i32,
     },
+    /// Check a data directory.
+    CheckData {
+        /// The directory.
+        dir: PathBuf,
+        /// Its log, if that is elsewhere.
+        wal_dir: Option<PathBuf>,
+    },
     /// A subcommand that is not built yet.
     NotYet(String),
 }
@@ -43,7 +51,6 @@ struct Root {
 enum Sub {
     Gateway(Gateway),
     GrpcProxy(GrpcProxy),
-    CheckData(CheckData),
 }
 
 /// Run the TCP gateway.
@@ -64,20 +71,31 @@ struct GrpcProxy {
     rest: Vec<String>,
 }
 
-/// Check a data directory.
+/// Check the data directory of a member that does not run: the write-ahead log, the snapshot
+/// files, etcd's database file and the engine, each and against each other. Ends with 0 if all is
+/// sound, 1 if the next start puts right what is not, 2 if something is damaged, 3 if the check
+/// could not be done.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "check-data")]
 struct CheckData {
-    /// everything after the name
-    #[argh(positional, greedy)]
-    rest: Vec<String>,
+    /// the directory of the log, if it is not member/wal in the data directory
+    #[argh(option)]
+    wal_dir: Option<PathBuf>,
+    /// the data directory
+    #[argh(positional)]
+    dir: PathBuf,
 }
 
-const SUBCOMMANDS: [&str; 3] = ["gateway", "grpc-proxy", "check-data"];
+const SUBCOMMANDS: [&str; 2] = ["gateway", "grpc-proxy"];
+/// Exit code of a check that could not be done.
+pub const UNCHECKED: i32 = 3;
 
 /// Reads the command line, whose first word is the program, and the environment.
 pub fn parse(args: &[String], env: &[(String, String)]) -> Command {
     let words = args.get(1..).unwrap_or_default();
+    if words.first().is_some_and(|word| word == "check-data") {
+        return check_data(&words[1..]);
+    }
     if let Some(name) = words.first().filter(|w| SUBCOMMANDS.contains(&w.as_str())) {
         return subcommand(name, &words[1..]);
     }
@@ -107,6 +125,15 @@ fn exit(stderr: String, code: i32) -> Command {
     Command::Exit { stderr, code }
 }
 
+fn check_data(words: &[String]) -> Command {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match CheckData::from_args(&["rusd", "check-data"], &words) {
+        Ok(CheckData { dir, wal_dir }) => Command::CheckData { dir, wal_dir },
+        Err(early) if early.status.is_ok() => Command::Print(early.output),
+        Err(early) => exit(early.output, UNCHECKED),
+    }
+}
+
 fn subcommand(name: &str, rest: &[String]) -> Command {
     let mut words = vec![name, "--"];
     words.extend(rest.iter().map(String::as_str));
@@ -115,7 +142,6 @@ fn subcommand(name: &str, rest: &[String]) -> Command {
             let (name, rest) = match root.command {
                 Sub::Gateway(Gateway { rest }) => ("gateway", rest),
                 Sub::GrpcProxy(GrpcProxy { rest }) => ("grpc-proxy", rest),
-                Sub::CheckData(CheckData { rest }) => ("check-data", rest),
             };
             if rest.iter().any(|word| word == "-h" || word == "--help") {
                 return Command::Print(USAGE.into());

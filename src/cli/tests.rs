@@ -355,10 +355,17 @@ fn cli_prints_and_subcommands() {
     for words in [&["-h"][..], &["--name", "x", "--help", "--xyz"]] {
         assert!(matches!(run(words, &[]), Command::Print(text) if text.contains("\nMember:\n")));
     }
-    for words in
-        [&["gateway", "--endpoints=a", "start"][..], &["grpc-proxy", "start"], &["check-data"]]
-    {
+    for words in [&["gateway", "--endpoints=a", "start"][..], &["grpc-proxy", "start"]] {
         assert!(matches!(run(words, &[]), Command::NotYet(name) if name == words[0]));
+    }
+    let Command::CheckData { dir, wal_dir } = run(&["check-data", "--wal-dir", "w", "d"], &[])
+    else {
+        panic!()
+    };
+    assert_eq!((dir.to_str(), wal_dir), (Some("d"), Some("w".into())));
+    assert!(matches!(run(&["check-data", "--help"], &[]), Command::Print(_)));
+    for words in [&["check-data"][..], &["check-data", "a", "b"], &["check-data", "--odd", "a"]] {
+        assert!(matches!(run(words, &[]), Command::Exit { code: 3, .. }));
     }
 }
 

@@ -4,6 +4,7 @@
 //! transport, v2
 
 mod boot;
+pub mod check_data;
 mod defragment;
 mod glue;
 mod join;
