@@ -12,7 +12,7 @@ FUZZ := storage::fuzz::snap_files storage::wal::fuzz::logs storage::bbolt::fuzz:
 COMPAT := scripts/etcd-e2e-compat.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help build release check test unit it e2e diff kill mixed judge bench fuzz cluster run fmt lint fix verify clean ci
+.PHONY: help build release check test unit it e2e diff kill mixed door judge bench fuzz cluster run fmt lint fix verify clean ci
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ kill: ## Kill rounds under concurrent writers: ARGS=
 
 mixed: ## One cluster of rusd and real etcd: ARGS=
 	scripts/judge.sh mixed $(ARGS)
+
+door: ## etcd and rusd in turns on one directory, by SIGKILL: ARGS=
+	scripts/judge.sh door $(ARGS)
 
 judge: ## Another judge: NAME=watch, authtable, badinput, damage or compaction, ARGS=
 	scripts/judge.sh $(NAME) $(ARGS)

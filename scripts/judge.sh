@@ -17,6 +17,7 @@
 #   scripts/judge.sh compaction             put latency beside a long compaction
 #   scripts/judge.sh grown                  a bbolt file that rusd's grower and bbolt change in turns
 #   scripts/judge.sh import                 an etcd's directory taken over and given back
+#   scripts/judge.sh door --members 3       etcd and rusd in turns on one directory, by SIGKILL
 #
 # RUSD_BIN (default: a release build of this tree) is the server under judgement,
 # ETCD_BIN (default: e2e/bin/etcd, built when absent) the reference. JUDGE_PORTS=FROM-TO bounds the
@@ -81,6 +82,11 @@ grown)
 	(cd "$root" && cargo build --release --locked --example grow)
 	exec "$judge" grown --grow "${CARGO_TARGET_DIR:-$root/target}/release/examples/grow" \
 		--etcdutl "$root/e2e/bin/etcdutl" "$@" ;;
+door)
+	etcd
+	rusd
+	[ -x "$root/e2e/bin/etcdutl" ] || (cd "$root/e2e" && go build -o bin/etcdutl go.etcd.io/etcd/etcdutl/v3)
+	exec "$judge" door --etcd "$ETCD_BIN" --server "$RUSD_BIN" --etcdutl "$root/e2e/bin/etcdutl" "$@" ;;
 import) etcd; rusd; exec "$judge" import --etcd "$ETCD_BIN" --server "$RUSD_BIN" "$@" ;;
 damage) rusd; exec "$judge" damage --server "$RUSD_BIN" "$@" ;;
 compaction) etcd; rusd; exec "$judge" compaction --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;

@@ -45,6 +45,10 @@ pub struct Shared {
     ticked_at: ArcSwap<Option<Instant>>,
     leader_changed_at: ArcSwap<Option<Instant>>,
     leader_changes: AtomicU64,
+    /// The newest commit index that the WAL's hard states hold durably.
+    commit_durable: AtomicU64,
+    /// Bytes that went to the WAL since the start.
+    log_bytes: AtomicU64,
     /// See `actors::auth::shared`.
     pub(super) auth: OnceLock<AuthReader>,
     pub(super) auth_changes: watch::Sender<u64>,
@@ -55,7 +59,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The state after recovery.
+    /// The state after recovery: everything up to `applied`, which the WAL durably commits.
     pub fn new(
         member_id: MemberId,
         cluster_id: ClusterId,
@@ -78,6 +82,8 @@ impl Shared {
             ticked_at: ArcSwap::default(),
             leader_changed_at: ArcSwap::default(),
             leader_changes: AtomicU64::new(0),
+            commit_durable: AtomicU64::new(applied),
+            log_bytes: AtomicU64::new(0),
             auth: OnceLock::new(),
             auth_changes: watch::Sender::default(),
             removed: watch::Sender::default(),
@@ -202,6 +208,22 @@ impl Shared {
     /// RaftActor only.
     pub fn leader_changed(&self, now: Instant) {
         self.leader_changed_at.store(Arc::new(Some(now)));
+    }
+
+    /// A hard state that commits this index is on the disk.
+    pub fn commit_durable(&self) -> u64 {
+        self.commit_durable.load(Ordering::Acquire)
+    }
+
+    /// Bytes that went to the WAL since the start.
+    pub fn log_bytes(&self) -> u64 {
+        self.log_bytes.load(Ordering::Relaxed)
+    }
+
+    /// RaftActor only, after a sync.
+    pub fn publish_log(&self, commit_durable: u64, log_bytes: u64) {
+        self.commit_durable.store(commit_durable, Ordering::Release);
+        self.log_bytes.store(log_bytes, Ordering::Relaxed);
     }
 
     /// How often there was a new leader since start (etcd v3.5.17 `etcdserver/raft.go`: losing one

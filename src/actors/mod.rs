@@ -2,12 +2,14 @@
 //! (propose, read index, step) and LeaseKeeper (renew, remaining); RaftActor tells StoreActor
 //! (register, apply) and LeaseKeeper (demoted); StoreActor tells RaftActor (applied) and
 //! LeaseKeeper (leases, promoted); LeaseKeeper tells RaftActor (propose as leader), Compactor too
-//! (propose); watch streams ask WatchHub, which tells StoreActor (watch) and is told by it (live,
-//! events). Nobody waits.
+//! (propose); StoreActor tells the checkpointer (snap), which tells RaftActor (snap saved) and is
+//! told by it (recorded); watch streams ask WatchHub, which tells StoreActor (watch) and is told by
+//! it (live, events). Nobody waits.
 //! Uses: apply, auth, base, cluster, lease, mvcc, obs, pb, raft, storage, v2
 
 mod alarm_log;
 pub mod auth;
+pub mod checkpointer;
 pub mod compactor;
 pub mod core;
 pub mod corruption;

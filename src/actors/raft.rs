@@ -1,6 +1,7 @@
 //! RaftActor: owns the raft driver and the WAL. Requests gather in its mailbox while it writes;
 //! one flush proposes, saves and sends for all of them.
 
+use crate::actors::checkpointer::CheckpointerHandle;
 use crate::actors::core::Shared;
 use crate::actors::inbox::{Ask, Outlet, Propose};
 use crate::actors::leader_only::LeaderOnly;
@@ -84,6 +85,15 @@ pub struct AppliedChange {
     pub answer: Option<(Waiter, Result<Reply>)>,
 }
 
+/// A snapshot file is durable: the log may begin behind it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SnapSaved {
+    pub index: u64,
+    pub term: u64,
+    pub conf_state: ConfState,
+}
+
 /// Writes everything down; answered before the process ends.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -127,6 +137,9 @@ pub struct Parts {
     pub store: Addr<StoreActor>,
     pub lease_keeper: LeaseKeeperAddr,
     pub peers: Box<dyn Peers>,
+    pub checkpointer: CheckpointerHandle,
+    /// Segments of the WAL that stay at least; `None`: all.
+    pub segments_kept: Option<usize>,
     pub shared: Arc<Shared>,
     pub clock: Arc<dyn Clock>,
     pub tick_interval: Duration,
@@ -242,7 +255,34 @@ impl RaftActor {
         if saved {
             self.last_write = clock.now();
         }
-        done.unwrap_or_else(|error| rt::fatal(&error))
+        let done = done.unwrap_or_else(|error| rt::fatal(&error));
+        if saved {
+            let wal = &self.parts.wal;
+            self.parts.shared.publish_log(wal.commit_durable(), wal.written_bytes());
+        }
+        done
+    }
+
+    /// Records the snapshot, then lets go of the segments that only a start before it would need.
+    fn record_snapshot(&mut self, saved: &SnapSaved) {
+        failpoint::hit(failpoint::SNAP_RECORD);
+        self.follow_applied();
+        let SnapSaved { index, term, conf_state } = saved;
+        let mut kept = self.parts.segments_kept;
+        if !self.standing.is_alone {
+            kept = kept.map(|kept| kept.max(limits::WAL_SEGMENTS_FOR_PEERS));
+        }
+        let Parts { wal, driver, shared, checkpointer, .. } = &mut self.parts;
+        if let Err(error) = wal.save_snapshot(*index, *term, conf_state) {
+            rt::fatal(&format!("failed to write the WAL: {error}"));
+        }
+        shared.publish_log(wal.commit_durable(), wal.written_bytes());
+        let released = kept.map(|kept| wal.release(*index, kept)).unwrap_or_default();
+        if !released.is_empty() {
+            // The first entry that is left is not for others: nobody knows the term before it.
+            driver.compact(wal.first_index());
+        }
+        checkpointer.recorded(*index, released);
     }
 
     fn take_ripe_asks(&mut self) {
@@ -530,6 +570,14 @@ impl Handler<Flush> for RaftActor {
             self.flush();
         });
         self.arm_gathering(ctx);
+    }
+}
+
+impl Handler<SnapSaved> for RaftActor {
+    type Result = ();
+
+    fn handle(&mut self, saved: SnapSaved, _: &mut Self::Context) {
+        rt::or_abort("RaftActor", || self.record_snapshot(&saved));
     }
 }
 

@@ -6,6 +6,7 @@ mod compaction;
 use self::compaction::CompactStep;
 use crate::actors::alarm_log;
 use crate::actors::auth::Provider;
+use crate::actors::checkpointer::{Trigger, Wanted};
 use crate::actors::core::Shared;
 use crate::actors::lease_keeper::{self, LeaseKeeper, LeaseKeeperAddr};
 use crate::actors::member_log;
@@ -136,6 +137,7 @@ pub struct StoreActor {
     events: Vec<(i64, Vec<Event>)>,
     compacting: bool,
     timings: Timings,
+    trigger: Trigger,
 }
 
 impl StoreActor {
@@ -146,6 +148,7 @@ impl StoreActor {
         shared: Arc<Shared>,
         provider: Arc<Provider>,
         pace: Pace,
+        trigger: Trigger,
     ) -> StoreActor {
         machine.want_events(false);
         StoreActor {
@@ -163,7 +166,28 @@ impl StoreActor {
             events: Vec::new(),
             compacting: false,
             timings: Timings::new(),
+            trigger,
         }
+    }
+
+    /// Asks for a snapshot of what is applied.
+    fn snap_if_due(&mut self) {
+        let (index, term) = self.machine.position();
+        let log_bytes = self.shared.log_bytes();
+        if !self.trigger.is_due(index, log_bytes) {
+            return;
+        }
+        tracing::info!(
+            "local-member-id" = %self.shared.member_id,
+            "local-member-applied-index" = index,
+            "local-member-snapshot-index" = self.trigger.index(),
+            "triggering snapshot"
+        );
+        // The checkpoint must reach it.
+        self.machine.flush_position();
+        let conf_state = self.cluster.members().conf_state();
+        let tree = self.cluster.tree().image();
+        self.trigger.snap(Wanted { index, term, conf_state, tree }, log_bytes);
     }
 
     fn apply(&mut self, entry: &Entry, changes: &mut Vec<AppliedChange>) {
@@ -326,6 +350,7 @@ impl StoreActor {
                 actor.waiters.retain(|_, waiter| !waiter.is_closed());
                 actor.no_space.sweep(&actor.shared);
                 actor.machine.flush_position();
+                actor.snap_if_due();
             });
             actor.sweep(ctx);
         });
@@ -427,6 +452,7 @@ impl Handler<Apply> for StoreActor {
         if self.compacting && !was_compacting {
             ctx.notify(CompactStep);
         }
+        rt::or_abort("StoreActor", || self.snap_if_due());
     }
 }
 

@@ -32,6 +32,18 @@ pub const WAL_WRITTEN: &str = "wal-written";
 pub const WAL_SYNC: &str = "wal-sync";
 /// The engine is about to commit rows; an error is the commit's.
 pub const ENGINE_COMMIT: &str = "engine-commit";
+/// The checkpointer is about to write pages; an error is the write's.
+pub const CHECKPOINT_WRITE: &str = "checkpoint-write";
+/// The checkpointer is about to name a new tree in a meta page; an error is the write's.
+pub const CHECKPOINT_FLIP: &str = "checkpoint-flip";
+/// The checkpointer is about to give a new file its name; an error is the rename's.
+pub const CHECKPOINT_RENAME: &str = "checkpoint-rename";
+/// A snapshot file is about to be written; an error is the write's.
+pub const SNAP_WRITE: &str = "snap-write";
+/// RaftActor is about to record a snapshot in the WAL.
+pub const SNAP_RECORD: &str = "snap-record";
+/// The checkpointer is about to remove a segment that the WAL has released.
+pub const WAL_REMOVE: &str = "wal-remove";
 
 /// All names.
 pub const ALL: &[&str] = &[
@@ -48,6 +60,12 @@ pub const ALL: &[&str] = &[
     WAL_WRITTEN,
     WAL_SYNC,
     ENGINE_COMMIT,
+    CHECKPOINT_WRITE,
+    CHECKPOINT_FLIP,
+    CHECKPOINT_RENAME,
+    SNAP_WRITE,
+    SNAP_RECORD,
+    WAL_REMOVE,
 ];
 
 /// Sets up what `FAILPOINTS` asks for, for the life of the process. A word about it where the

@@ -82,3 +82,13 @@ pub const LEASE_REVOKES_PER_SECOND_MAX: usize = 30_000;
 pub const LEASE_CHECKPOINTS_PER_ENTRY_MAX: usize = 1000;
 /// Checkpoints proposed at once, so that a wave of them leaves room for others.
 pub const LEASE_CHECKPOINTS_PER_LOOK_MAX: usize = 20 * LEASE_CHECKPOINTS_PER_ENTRY_MAX;
+/// Bytes that the log may grow behind the newest snapshot before one is asked for, however few
+/// entries they are.
+pub const LOG_BYTES_PER_SNAPSHOT_MAX: u64 = 1024 * 1024 * 1024;
+/// Segments of the log, of 64 MB each, that stay on every member of a cluster: who is further
+/// behind than these needs a snapshot from the leader, which is not built yet.
+pub const WAL_SEGMENTS_FOR_PEERS: usize = 32;
+/// Bytes of checkpoints that may be written before any are earned.
+pub const CHECKPOINT_BYTES_AT_FIRST: u64 = 64 * 1024 * 1024;
+/// Bytes of checkpoints that each second earns, beside those that go to the log.
+pub const CHECKPOINT_BYTES_PER_SECOND: u64 = 256 * 1024;

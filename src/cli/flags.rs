@@ -108,8 +108,9 @@ const NO_DISCOVERY: Effect = Effect::AcceptedWithoutEffect("v2 discovery is not 
 const NO_PROXY: Effect = Effect::AcceptedWithoutEffect("the v2 proxy is not implemented");
 const NO_TRACING: Effect = Effect::AcceptedWithoutEffect("trace export is not implemented");
 const NO_PPROF: Effect = Effect::AcceptedWithoutEffect("there is no Go runtime to profile");
-const SNAPSHOTS: Effect = Effect::Later("no snapshot is written and no log is released");
-const CHECKPOINTS: Effect = Effect::Later("there is no bbolt file to commit to");
+const CATCH_UP: Effect = Effect::Later("the log that stays on the disk is sent, which is more");
+const CHECKPOINTS: Effect =
+    Effect::AcceptedWithoutEffect("the database file follows at its own pace");
 const DOWNGRADE: Effect = Effect::Later("there is no downgrade");
 const V2_API: Effect = Effect::Later("the v2 API is not served");
 const GATEWAY: Effect = Effect::Later("the JSON gateway is not served");
@@ -160,15 +161,15 @@ pub const FLAGS: &[Flag] = &[
     f(MEMBER, "name", Text, "default", W, "Name of this member, for people."),
     f(MEMBER, "data-dir", Text, "", W, "Directory that holds the member's data (${name}.etcd if empty)."),
     f(MEMBER, "wal-dir", Text, "", W, "Separate directory for the write-ahead log."),
-    f(MEMBER, "snapshot-count", Uint, "100000", SNAPSHOTS, "Applied entries after which a snapshot is written."),
+    f(MEMBER, "snapshot-count", Uint, "100000", W, "Applied entries after which a snapshot is written."),
     f(MEMBER, "heartbeat-interval", Uint, "100", W, "Milliseconds between the leader's heartbeats."),
     f(MEMBER, "election-timeout", Uint, "1000", W, "Milliseconds without a leader before an election."),
     f(MEMBER, "initial-election-tick-advance", Bool, "true", W, "Skip most of the first election timeout at boot."),
     f(MEMBER, "listen-peer-urls", Urls(""), "http://localhost:2380", W, "Addresses to serve other members on."),
     f(MEMBER, "listen-client-urls", Urls(""), "http://localhost:2379", W, "Addresses to serve clients on: gRPC, and HTTP unless --listen-client-http-urls is given."),
     f(MEMBER, "listen-client-http-urls", Urls(""), "", W, "Addresses for HTTP-only clients; takes HTTP off --listen-client-urls."),
-    f(MEMBER, "max-snapshots", Uint, "5", SNAPSHOTS, "Snapshot files to keep (0: all)."),
-    f(MEMBER, "max-wals", Uint, "5", SNAPSHOTS, "Write-ahead log files to keep (0: all)."),
+    f(MEMBER, "max-snapshots", Uint, "5", W, "Snapshot files to keep (0: all)."),
+    f(MEMBER, "max-wals", Uint, "5", W, "Write-ahead log files to keep (0: all)."),
     f(MEMBER, "quota-backend-bytes", Int, "0", W, "Size of the store at which the NOSPACE alarm is raised (0: 2 GiB)."),
     f(MEMBER, "backend-bbolt-freelist-type", Text, "", NO_BBOLT, "Free list of bbolt: array or map (map if empty)."),
     f(MEMBER, "backend-batch-interval", Duration, "0s", CHECKPOINTS, "Longest time before the backend commits a batch (0: the default)."),
@@ -272,7 +273,7 @@ pub const FLAGS: &[Flag] = &[
     f(EXPERIMENTAL, "experimental-txn-mode-write-with-shared-buffer", Bool, "true", NO_BBOLT, "Share the read buffer with write transactions that check first."),
     f(EXPERIMENTAL, "experimental-bootstrap-defrag-threshold-megabytes", Uint, "0", W, "Defragment at boot if that frees so much (0: never)."),
     f(EXPERIMENTAL, "experimental-stop-grpc-service-on-defrag", Bool, "false", W, "Report not serving while defragmenting."),
-    f(HIDDEN, "experimental-snapshot-catchup-entries", Uint, "5000", SNAPSHOTS, "Entries kept for slow followers after a snapshot."),
+    f(HIDDEN, "experimental-snapshot-catchup-entries", Uint, "5000", CATCH_UP, "Entries kept for slow followers after a snapshot."),
 
     f(UNSAFE, "force-new-cluster", Bool, "false", STANDALONE, "Make a cluster of one member out of this member's data."),
     f(UNSAFE, "unsafe-no-fsync", Bool, "false", W, "Do not wait for the disk; a crash loses data."),

@@ -10,17 +10,18 @@ use crate::cli::config::{ClusterState, Config, V2Deprecation};
 use crate::cluster::identity;
 use crate::cluster::members::Member;
 use crate::cluster::state::Cluster;
-use crate::mvcc::backend::Op;
+use crate::mvcc::backend::{Backend as _, Op};
 use crate::node::join::{self, Ask};
 use crate::node::resolve;
 use crate::pb::raftpb::Entry;
 use crate::raft::bootstrap::bootstrap;
 use crate::raft::driver::Change;
 use crate::raft::log::LogStart;
+use crate::storage::checkpoint::{self, Checkpoint, Way};
 use crate::storage::datadir::DataDir;
 use crate::storage::engine::{Engine, OpenKind, Opened};
 use crate::storage::import::{self, ImportError};
-use crate::storage::snap;
+use crate::storage::snap::{self, Snap};
 use crate::storage::wal::{Metadata, Replay, Wal, WalError};
 use crate::v2::Time;
 use std::collections::BTreeMap;
@@ -52,13 +53,17 @@ pub struct Booted {
     pub applied: u64,
     /// Whether there was a log before this start.
     pub existed: bool,
-    /// Held for its lock.
-    pub _dir: DataDir,
+    /// Index of the newest snapshot that it was recovered from, 0 without one.
+    pub snapshot_index: u64,
+    /// Holds etcd's lock.
+    pub checkpoint: Checkpoint,
+    /// Held for its own.
+    pub dir: DataDir,
 }
 
 /// Recovers, starts a new cluster, or joins one.
 pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
-    let dir = DataDir::open(&config.data_dir).map_err(|error| error.to_string())?;
+    let mut dir = DataDir::open(&config.data_dir).map_err(|error| error.to_string())?;
     let mut remotes = Vec::new();
     let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.wal());
     let existed = Wal::exists(&wal_dir);
@@ -71,6 +76,7 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
     } else if config.force_new_cluster {
         return Err(FORCED.to_owned());
     }
+    checkpoint::remove_temporary(&dir.snap()).map_err(|error| error.to_string())?;
     let (mut wal, mut replay) = Wal::open(&wal_dir).map_err(|error| error.to_string())?;
     if let Some(offset) = replay.repaired_at {
         tracing::warn!(offset, "repaired the torn tail of the WAL");
@@ -82,19 +88,29 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
     let metadata = replay.metadata;
     let member = MemberId(metadata.node_id);
     let cluster_id = ClusterId(metadata.cluster_id);
-    let (from, mut cluster) = beginning(&dir, &mut replay)?;
+    let snap = newest_snap(&dir, &replay)?;
+    let snapshot_index = snap.as_ref().map_or(0, |snap| snap.index);
+    let mut cluster = cluster_at(snap.as_ref())?;
+    install_received(&mut dir, snapshot_index)?;
     check_v2_keys(config.v2_deprecation, &cluster)?;
     let (engine, mut machine) = open_machine(config, &dir, metadata)?;
+    refuse_older_than_snapshot(&replay, &dir, snapshot_index, machine.position().0)?;
 
     let commit = committed(&wal, &replay, machine.position().0)?;
-    let snapshot_index = snapshot_index(&replay, machine.position().0)?;
-    feed(&wal, from..=commit, &mut machine, &mut cluster)?;
+    feed(&wal, snapshot_index + 1..=commit, &mut machine, &mut cluster)?;
     machine.flush_position();
     defragment_if_worth_it(config, &engine, &mut machine);
+    let hard_state = crate::pb::raftpb::HardState { commit, ..replay.hard_state };
+    if commit > replay.hard_state.commit {
+        // What the database or the engine holds was committed; the log is to say so.
+        wal.save(Some(&hard_state), &[], true).map_err(|error| error.to_string())?;
+    }
+    let checkpoint = open_checkpoint(&mut dir, &engine)?;
+    let floor = floor(&mut replay, snap.as_ref());
     let log = LogStart {
-        hard_state: crate::pb::raftpb::HardState { commit, ..replay.hard_state },
+        hard_state,
         conf_state: cluster.members().conf_state(),
-        snapshot_index,
+        floor,
         last_index: replay.last_index,
         term_runs: replay.term_runs,
         tail: replay.tail,
@@ -102,6 +118,7 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
     tracing::info!(
         "local-member-id" = %member,
         "cluster-id" = %cluster_id,
+        "snapshot-index" = snapshot_index,
         "commit-index" = commit,
         revision = machine.reader().revision(),
         "recovered the member from its log"
@@ -117,7 +134,9 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
         remotes,
         applied: commit,
         existed,
-        _dir: dir,
+        snapshot_index,
+        checkpoint,
+        dir,
     })
 }
 
@@ -166,29 +185,29 @@ fn committed(wal: &Wal, replay: &Replay, engine_index: u64) -> Result<u64, Strin
     Ok(commit)
 }
 
-/// The first entry to feed, and the cluster before it: a log that begins later than with entry 1
-/// follows one of etcd's `.snap` files.
-fn beginning(dir: &DataDir, replay: &mut Replay) -> Result<(u64, Cluster), String> {
-    if replay.first_index == 1 {
-        return Ok((1, Cluster::default()));
-    }
+/// The newest readable snapshot that the log has recorded and committed. There must be one if the
+/// log begins later than with entry 1.
+fn newest_snap(dir: &DataDir, replay: &Replay) -> Result<Option<Snap>, String> {
     let mut recorded = replay.snapshots.clone();
     recorded.retain(|(index, _)| *index <= replay.hard_state.commit);
     let snap = snap::newest(&dir.snap(), &recorded).map_err(|error| error.to_string())?;
-    let Some(snap) = snap.filter(|snap| snap.index + 1 >= replay.first_index) else {
+    let begins = replay.first_index;
+    if snap.as_ref().map_or(0, |snap| snap.index) + 1 < begins {
         return Err(format!(
-            "the log begins at index {}, and no readable snapshot in {} reaches that far",
-            replay.first_index,
+            "the log begins at index {begins}, and no readable snapshot in {} reaches that far",
             dir.snap().display()
         ));
-    };
+    }
+    Ok(snap)
+}
+
+/// Members and tree before the first entry that is fed.
+fn cluster_at(snap: Option<&Snap>) -> Result<Cluster, String> {
+    let Some(snap) = snap else { return Ok(Cluster::default()) };
     let cluster = Cluster::from_json(&snap.tree)
         .map_err(|error| format!("the snapshot at index {}: {error}", snap.index))?;
     tracing::info!(index = snap.index, term = snap.term, "the log follows a snapshot");
-    if replay.term_runs.first().is_none_or(|(start, _)| *start > snap.index) {
-        replay.term_runs.insert(0, (snap.index, snap.term));
-    }
-    Ok((snap.index + 1, cluster))
+    Ok(cluster)
 }
 
 /// Whether a snapshot may hold keys of the v2 API (etcd v3.5.17 `server.go`
@@ -207,19 +226,80 @@ fn check_v2_keys(stage: V2Deprecation, cluster: &Cluster) -> Result<(), String> 
     Ok(())
 }
 
-/// The newest snapshot that an etcd recorded in the log, 0 if none. What it held may be in no
-/// entry: a restored cluster begins with it.
-fn snapshot_index(replay: &Replay, engine_index: u64) -> Result<u64, String> {
+/// An etcd that ended between taking a leader's snapshot and giving its database the name leaves
+/// one that is older than the snapshot (etcd v3.5.17 `server/etcdserver/backend.go`
+/// recoverSnapshotBackend).
+fn install_received(dir: &mut DataDir, snapshot_index: u64) -> Result<(), String> {
+    let named = |error: ImportError| format!("{}: {error}", dir.snap_db().display());
+    let reached = match dir.database() {
+        Some(database) => import::consistent_index(database).map_err(named)?,
+        None => 0,
+    };
+    if reached < snapshot_index
+        && dir.install_received(snapshot_index).map_err(|error| error.to_string())?
+    {
+        tracing::warn!(
+            "consistent-index" = reached,
+            "snapshot-index" = snapshot_index,
+            "put the database that came with the snapshot into its place"
+        );
+    }
+    Ok(())
+}
+
+/// What the newest snapshot covers may be in no entry of the log any more.
+fn refuse_older_than_snapshot(
+    replay: &Replay,
+    dir: &DataDir,
+    snapshot_index: u64,
+    engine_index: u64,
+) -> Result<(), String> {
     let committed = replay.snapshots.iter().filter(|(at, _)| *at <= replay.hard_state.commit);
-    let newest = committed.map(|(at, _)| *at).max().unwrap_or(0);
+    let newest = committed.map(|(at, _)| *at).max().unwrap_or(0).max(snapshot_index);
     if newest > engine_index {
+        let db = dir.snap_db();
         return Err(format!(
-            "the log has a snapshot at index {newest}, but the database is at {engine_index}: it \
-             is an older one (a {newest:016x}.snap.db that came from a leader is not put into its \
-             place yet)"
+            "the log has a snapshot at index {newest}, but {} is at {engine_index}, and there is \
+             no {newest:016x}.snap.db that came with it: the database is an older one",
+            db.display()
         ));
     }
-    Ok(newest)
+    Ok(())
+}
+
+/// Up to which index the log is not for others: what it does not hold, and the snapshot of a
+/// restored cluster, whose state is in no entry. No other snapshot is of term 1: the empty entry of
+/// the first leader, of term 2, comes before anything else is written.
+fn floor(replay: &mut Replay, snap: Option<&Snap>) -> u64 {
+    let restored = replay.snapshots.iter().filter(|(_, term)| *term <= 1).map(|(at, _)| *at);
+    let restored = restored.max().unwrap_or(0);
+    let begins = replay.first_index;
+    let before = match snap {
+        _ if begins <= 1 => 0,
+        // Of the entry before the first nothing is known but what the snapshot says.
+        Some(snap) if snap.index + 1 == begins => {
+            replay.term_runs.insert(0, (snap.index, snap.term));
+            snap.index
+        }
+        _ => begins,
+    };
+    restored.max(before)
+}
+
+/// The checkpoint as it is; a member has one from its first start on.
+fn open_checkpoint(dir: &mut DataDir, engine: &Engine) -> Result<Checkpoint, String> {
+    let snap = dir.snap();
+    if let Some(file) = dir.take_database() {
+        return Checkpoint::of(&snap, file).map_err(|error| error.to_string());
+    }
+    let mut checkpoint = Checkpoint::none(&snap);
+    let written = checkpoint
+        .prepare(engine, Way::Replace, &mut || true)
+        .and_then(|prepared| checkpoint.publish(prepared, engine));
+    if let Err(error) = written {
+        tracing::error!(%error, "failed to write the first checkpoint; it is tried again");
+    }
+    Ok(checkpoint)
 }
 
 fn options(config: &Config) -> Options {
@@ -271,12 +351,17 @@ fn open_engine(dir: &DataDir, metadata: Metadata) -> Result<Engine, String> {
     let Opened { engine, kind } = open()?;
     let Some(database) = dir.database() else { return Ok(engine) };
     let named = |error: ImportError| format!("{}: {error}", dir.snap_db().display());
-    let fingerprint = import::fingerprint(database).map_err(named)?;
-    if engine.origin().map_err(|error| error.to_string())? == Some(fingerprint) {
+    let known = checkpoint::is_known(database, &engine)
+        .map_err(|error| format!("{}: {error}", dir.snap_db().display()))?;
+    let reached = import::consistent_index(database).map_err(named)?;
+    if known && engine.position().0 >= reached {
         return Ok(engine);
     }
     let engine = if kind == OpenKind::Existing {
-        let reason = "etcd's database file is not the one that was imported";
+        let reason = match known {
+            true => "it is behind etcd's database file",
+            false => "etcd's database file is not the one that rusd imported or wrote last",
+        };
         engine.mark_damaged(reason).map_err(|error| error.to_string())?;
         drop(engine);
         open()?.engine
@@ -406,7 +491,7 @@ mod tests {
     use super::*;
     use crate::base::url::Url;
     use crate::cli::{self, Command};
-    use crate::mvcc::backend::{Backend as _, Batch, Bucket};
+    use crate::mvcc::backend::{Batch, Bucket};
     use crate::pb::mvccpb::KeyValue;
     use crate::storage::bbolt::Writer;
     use crate::transport::rafthttp;

@@ -1,6 +1,7 @@
 //! Defragmenting: the engine rewrites its tables, then the size that is told becomes the part that
 //! is in use. Nothing waits for it but its caller.
 
+use crate::actors::checkpointer::CheckpointerHandle;
 use crate::actors::handle::Answer;
 use crate::actors::maintenance::Defragment;
 use crate::actors::store::{Shrink, StoreActor};
@@ -18,6 +19,8 @@ pub struct Defragmenter {
     pub engine: Arc<Engine>,
     pub store: Addr<StoreActor>,
     pub reader: Reader,
+    /// Told that the database file is to become small.
+    pub checkpointer: CheckpointerHandle,
     /// Told that the member does not serve meanwhile, with
     /// `--experimental-stop-grpc-service-on-defrag`.
     pub serving: Option<Arc<watch::Sender<bool>>>,
@@ -78,6 +81,7 @@ impl Defragmenter {
         let (done, shrunk) = oneshot::channel();
         self.store.do_send(Shrink(done));
         shrunk.await.map_err(|_| "the member is stopping".to_owned())?;
+        self.checkpointer.shrink();
         let took = begun.elapsed();
         metrics().backend_defrag.observe(took.as_secs_f64());
         let (new_size, new_in_use) = (self.reader.size_bytes(), self.reader.size_in_use_bytes());

@@ -15,6 +15,7 @@ mod serve;
 
 use crate::actors::auth::handle::AuthHandle;
 use crate::actors::auth::{AuthActor, Passwords, Provider};
+use crate::actors::checkpointer::{self, CheckpointerHandle, Trigger};
 use crate::actors::compactor::Compactor;
 use crate::actors::core::{Core, Shared};
 use crate::actors::corruption::{self, Checker, Corruption};
@@ -184,14 +185,16 @@ async fn member(config: Config) -> Result<(), String> {
     let store_shared = shared.clone();
     let machine = booted.machine;
     let cluster = booted.cluster;
+    let checkpointer = CheckpointerHandle::default();
     let pace = store::Pace {
         compact_rows: config.experimental_compaction_batch_limit,
         compact_pause: config.experimental_compaction_sleep_interval,
         slow_apply: config.experimental_warning_apply_duration,
         clock: clock.clone(),
     };
+    let trigger = Trigger::new(checkpointer.clone(), config.snapshot_count, booted.snapshot_index);
     let store = StoreActor::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-        StoreActor::new(machine, cluster, store_shared, provider, pace)
+        StoreActor::new(machine, cluster, store_shared, provider, pace, trigger)
     });
     let (table, hub_reader, hub_store) = (Arc::default(), reader.clone(), store.clone());
     let hub = rt::supervise(&Arbiter::new().handle(), clock.clone(), move || {
@@ -204,6 +207,8 @@ async fn member(config: Config) -> Result<(), String> {
         store: store.clone(),
         lease_keeper: keeper.clone(),
         peers: Box::new(peers),
+        checkpointer: checkpointer.clone(),
+        segments_kept: (config.max_wals > 0).then_some(config.max_wals),
         shared: shared.clone(),
         clock: clock.clone(),
         tick_interval,
@@ -226,6 +231,18 @@ async fn member(config: Config) -> Result<(), String> {
     });
     let raft_addr = addressed.await.map_err(|_| "RaftActor did not start".to_owned())?;
 
+    let checkpointing = checkpointer::Parts {
+        checkpoint: booted.checkpoint,
+        engine: booted.engine.clone(),
+        dir: booted.dir.snap(),
+        snaps_kept: config.max_snapshots,
+        raft: raft_addr.clone(),
+        shared: shared.clone(),
+        clock: clock.clone(),
+    };
+    let checkpointing = checkpointer::start(checkpointer.clone(), checkpointing)
+        .map_err(|error| format!("failed to start the checkpointer: {error}"))?;
+
     let (stop, stopping) = watch::channel(false);
     let (serving, serving_seen) = watch::channel(true);
     let serving = Arc::new(serving);
@@ -234,6 +251,7 @@ async fn member(config: Config) -> Result<(), String> {
         store: store.clone(),
         reader: reader.clone(),
         serving: config.experimental_stop_grpc_service_on_defrag.then(|| serving.clone()),
+        checkpointer,
         turn: Arc::default(),
     };
     let forward = Arc::new(glue::Forward::new(connector.clone(), transport.clone()));
@@ -284,7 +302,11 @@ async fn member(config: Config) -> Result<(), String> {
     };
     let _ = tokio::time::timeout(STOP_TIMEOUT, stopped).await;
     let engine = booted.engine;
-    if let Err(error) = tokio::task::spawn_blocking(move || engine.close()).await {
+    let closed = tokio::task::spawn_blocking(move || {
+        checkpointing.stop();
+        engine.close()
+    });
+    if let Err(error) = closed.await {
         rt::fatal(&format!("failed to close the engine: {error}"));
     }
     Ok(())

@@ -254,6 +254,12 @@ impl<A: Archive> Driver<A> {
         self.raw.mut_store().set_applied(index);
     }
 
+    /// The log on disk begins behind this index from now on. A member that needs entries up to it
+    /// needs a snapshot.
+    pub fn compact(&mut self, floor: u64) {
+        self.raw.mut_store().set_floor(floor);
+    }
+
     /// The next round of work, if there is any. [`Driver::saved`] must follow.
     pub fn work(&mut self) -> Option<Work> {
         assert!(self.round.is_none(), "the last round was not saved");
@@ -365,7 +371,7 @@ mod tests {
         let start = LogStart {
             hard_state,
             conf_state: table.conf_state(),
-            snapshot_index: 0,
+            floor: 0,
             last_index: entries.len() as u64,
             term_runs: vec![(1, 1)],
             tail: entries,

@@ -16,9 +16,9 @@ pub trait Archive: Send + 'static {
 pub struct LogStart {
     pub hard_state: HardState,
     pub conf_state: ConfState,
-    /// Entries up to this index are not for others: the state after them cannot be made from the
-    /// log alone. 0 if it can.
-    pub snapshot_index: u64,
+    /// Entries up to this index are not for others: the log does not hold them, or the state after
+    /// them cannot be made from the log alone. 0 if it can.
+    pub floor: u64,
     /// Index of the last entry on disk.
     pub last_index: u64,
     /// (first index, term) of each run of equal terms, ascending.
@@ -32,7 +32,7 @@ pub struct Log<A> {
     archive: A,
     hard_state: HardState,
     conf_state: ConfState,
-    snapshot_index: u64,
+    floor: u64,
     last_index: u64,
     term_runs: Vec<(u64, u64)>,
     /// Invariant: contiguous, and its last entry is `last_index`, or it is empty.
@@ -49,7 +49,7 @@ impl<A: Archive> Log<A> {
             archive,
             hard_state: start.hard_state,
             conf_state: start.conf_state,
-            snapshot_index: start.snapshot_index,
+            floor: start.floor,
             last_index: start.last_index,
             term_runs: start.term_runs,
             cache: VecDeque::new(),
@@ -108,6 +108,18 @@ impl<A: Archive> Log<A> {
         self.conf_state = conf_state;
     }
 
+    /// Entries up to this index, as far as they are applied, are not for others any more.
+    pub fn set_floor(&mut self, floor: u64) {
+        let floor = floor.min(self.applied);
+        if floor <= self.floor {
+            return;
+        }
+        self.floor = floor;
+        // The run that holds it stays: the term before the first entry is asked for.
+        let after = self.term_runs.partition_point(|(start, _)| *start <= floor);
+        self.term_runs.drain(..after.saturating_sub(1));
+    }
+
     /// Entries up to `applied` may leave memory.
     pub fn set_applied(&mut self, applied: u64) {
         self.applied = applied;
@@ -140,7 +152,7 @@ impl<A: Archive> Storage for Log<A> {
         _context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
         let bytes_max = max_size.into().unwrap_or(u64::MAX);
-        if low <= self.snapshot_index {
+        if low <= self.floor {
             return Err(raft::Error::Store(StorageError::Compacted));
         }
         if high > self.last_index + 1 {
@@ -181,7 +193,7 @@ impl<A: Archive> Storage for Log<A> {
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(self.snapshot_index + 1)
+        Ok(self.floor + 1)
     }
 
     fn last_index(&self) -> raft::Result<u64> {
@@ -218,6 +230,22 @@ mod tests {
         assert_eq!(log.term(1).unwrap(), 1);
         assert_eq!(log.term(2).unwrap(), 3);
         assert!(log.term(3).is_err());
+    }
+
+    #[test]
+    fn entries_up_to_the_floor_are_not_for_others() {
+        let mut log = Log::new(Nothing, LogStart::default());
+        log.append(&[entry(1, 1, 1), entry(2, 2, 1), entry(3, 2, 1), entry(4, 3, 1)]);
+        log.set_applied(4);
+        for floor in [3, 2, 3] {
+            log.set_floor(floor);
+            assert_eq!(log.first_index().unwrap(), 4);
+        }
+        assert_eq!((log.term(3).unwrap(), log.term(4).unwrap()), (2, 3));
+        assert!(log.term(1).is_err());
+        let context = || GetEntriesContext::empty(false);
+        assert!(log.entries(3, 5, None, context()).is_err());
+        assert_eq!(log.entries(4, 5, None, context()).unwrap().len(), 1);
     }
 
     #[test]

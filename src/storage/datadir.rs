@@ -1,9 +1,9 @@
-//! The data directory: where things are, who may use it, and what this stage refuses to touch.
+//! The data directory: where things are, and who may use it.
 
 use rustix::fs::FlockOperation;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Mode of the directories (etcd v3.5.17 `client/pkg/fileutil` PrivateDirMode).
@@ -29,12 +29,6 @@ pub enum DataDirError {
     /// Another process uses it.
     #[error("data directory: {0} is in use by another process")]
     Locked(PathBuf),
-    /// It holds a part of an etcd's state that this version cannot import.
-    #[error(
-        "data directory: {0} was left by an etcd; importing it without its database is not \
-         supported yet, and starting without it would lose data"
-    )]
-    ForeignEtcd(PathBuf),
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DataDirError + '_ {
@@ -43,10 +37,10 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DataDirError + '_ {
 
 /// A data directory that this process owns for as long as the value lives.
 ///
-/// The lock: etcd takes a flock on `member/snap/db`. Where that file exists, because an etcd or
-/// etcdutl made it, so do we. rusd itself makes none in this stage (the checkpoint comes later), so
-/// there is always a flock on a file of our own, `member/rusd.lock`; what keeps an etcd and us
-/// apart then are the locks on the WAL segments (see `wal::Wal`), which both sides take.
+/// The lock: etcd takes a flock on `member/snap/db`, and so do we; where it is not there yet,
+/// before the checkpoint gets that name. Besides there is a flock on a file of our own,
+/// `member/rusd.lock`, since the database file may be replaced; and what keeps an etcd and us
+/// apart in any case are the locks on the WAL segments (see `wal::Wal`), which both sides take.
 #[derive(Debug)]
 pub struct DataDir {
     root: PathBuf,
@@ -57,8 +51,7 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Makes what is missing, checks the modes as etcd does, takes the lock, and refuses what an
-    /// etcd left.
+    /// Makes what is missing, checks the modes as etcd does, and takes the locks.
     pub fn open(root: &Path) -> Result<DataDir, DataDirError> {
         touch_dir_all(root)?;
         let member = root.join("member");
@@ -79,7 +72,6 @@ impl DataDir {
         }
         let mut dir = DataDir { root: root.to_owned(), _lock: lock, database: None };
         dir.database = lock_database(&dir.snap_db())?;
-        dir.refuse_foreign()?;
         touch_dir_all(&dir.snap())?;
         Ok(dir)
     }
@@ -87,6 +79,25 @@ impl DataDir {
     /// etcd's database file, if there is one.
     pub fn database(&self) -> Option<&File> {
         self.database.as_ref()
+    }
+
+    /// The same, for whoever keeps it from now on: its lock ends with it.
+    pub fn take_database(&mut self) -> Option<File> {
+        self.database.take()
+    }
+
+    /// Puts the database that a leader sent with its snapshot at `index` into the place of the one
+    /// that is there (etcd v3.5.17 `server/etcdserver/backend.go` openSnapshotBackend). False if
+    /// there is none.
+    pub fn install_received(&mut self, index: u64) -> Result<bool, DataDirError> {
+        let received = self.snap().join(format!("{index:016x}.snap.db"));
+        // IMPORTANT: locked before it gets the name.
+        let Some(file) = lock_database(&received)? else { return Ok(false) };
+        let (db, snap) = (self.snap_db(), self.snap());
+        std::fs::rename(&received, &db).map_err(io(&db))?;
+        File::open(&snap).and_then(|dir| dir.sync_all()).map_err(io(&snap))?;
+        self.database = Some(file);
+        Ok(true)
     }
 
     /// The directory itself.
@@ -118,23 +129,6 @@ impl DataDir {
     pub fn engine(&self) -> PathBuf {
         self.member().join("fjall")
     }
-
-    fn refuse_foreign(&self) -> Result<(), DataDirError> {
-        let snap = self.snap();
-        let entries = match std::fs::read_dir(&snap) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(io(&snap)(e)),
-        };
-        for entry in entries {
-            let path = entry.map_err(io(&snap))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if name.ends_with(".snap") && self.database.is_none() {
-                return Err(DataDirError::ForeignEtcd(path));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Opens etcd's database file, if there is one, and waits until no other process has it, as etcd
@@ -145,19 +139,28 @@ fn lock_database(path: &Path) -> Result<Option<File>, DataDirError> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(io(path)(e)),
     };
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
+    flock(&file, path)?;
+    // Whoever had it may have put another file into its place.
+    let same = std::fs::metadata(path).is_ok_and(|named| {
+        file.metadata().is_ok_and(|open| (named.dev(), named.ino()) == (open.dev(), open.ino()))
+    });
+    if same { Ok(Some(file)) } else { lock_database(path) }
+}
+
+/// Takes the lock on etcd's database file, waiting for it.
+pub(super) fn flock(file: &File, path: &Path) -> Result<(), DataDirError> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
         Err(rustix::io::Errno::AGAIN) => {
             tracing::info!(
                 path = %path.display(),
                 "db file is flocked by another process, or taking too long"
             );
-            rustix::fs::flock(&file, FlockOperation::LockExclusive)
-                .map_err(|errno| io(path)(errno.into()))?;
+            rustix::fs::flock(file, FlockOperation::LockExclusive)
+                .map_err(|errno| io(path)(errno.into()))
         }
-        Err(errno) => return Err(io(path)(errno.into())),
+        Err(errno) => Err(io(path)(errno.into())),
     }
-    Ok(Some(file))
 }
 
 /// Makes a directory, or warns of one that others can read, and sees that it can be written.
@@ -188,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn makes_locks_and_refuses() {
+    fn makes_and_locks() {
         let tmp = tempfile::tempdir().unwrap();
         let root = tmp.path().join("a/data");
         let dir = DataDir::open(&root).unwrap();
@@ -197,16 +200,33 @@ mod tests {
             assert_eq!(mode & PERMISSION_BITS, DIR_MODE);
         }
         assert!(matches!(DataDir::open(&root), Err(DataDirError::Locked(_))));
-        let (db, snap) = (dir.snap_db(), dir.snap().join("0000000000000001-01.snap"));
+        let db = dir.snap_db();
         drop(dir);
-        drop(DataDir::open(&root).unwrap());
-        std::fs::write(&snap, b"x").unwrap();
-        match DataDir::open(&root) {
-            Err(DataDirError::ForeignEtcd(path)) => assert_eq!(path, snap),
-            other => panic!("{other:?}"),
-        }
+        assert!(DataDir::open(&root).unwrap().database().is_none());
         std::fs::write(&db, b"x").unwrap();
-        assert!(DataDir::open(&root).unwrap().database().is_some());
+        let mut dir = DataDir::open(&root).unwrap();
+        assert!(dir.database().is_some());
+        assert!(!dir.install_received(0x1f).unwrap());
+        std::fs::write(dir.snap().join("000000000000001f.snap.db"), b"yz").unwrap();
+        assert!(dir.install_received(0x1f).unwrap());
+        assert_eq!(std::fs::read(&db).unwrap(), b"yz");
+        assert_eq!(dir.database().unwrap().metadata().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn who_waits_gets_the_file_that_has_the_name() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (db, other) = (tmp.path().join("db"), tmp.path().join("other"));
+        std::fs::write(&db, b"x").unwrap();
+        let held = lock_database(&db).unwrap();
+        let waiter = std::thread::spawn({
+            let db = db.clone();
+            move || lock_database(&db).unwrap().unwrap().metadata().unwrap().len()
+        });
+        std::fs::write(&other, b"yz").unwrap();
+        std::fs::rename(&other, &db).unwrap();
+        drop(held);
+        assert_eq!(waiter.join().unwrap(), 2);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! passes over the same view: one that writes into nothing and makes the plan, one that writes.
 //! Why not a temporary file: see docs/decisions/0006-snapshot-in-two-passes.md.
 
-use super::bbolt::{Plan, WriteError, Writer};
+use super::bbolt::{FIRST_PAGE, Plan, WriteError, Writer};
 use super::engine::{Rows, View};
 use crate::mvcc::BUCKETS;
 use crate::mvcc::backend::BackendError;
@@ -41,7 +41,11 @@ struct Pass<W> {
 
 impl<W: std::io::Write> Pass<W> {
     fn new(view: View, out: W) -> Pass<W> {
-        Pass { view, bucket: 0, rows: None, writer: Writer::new(out) }
+        Self::at(view, out, FIRST_PAGE)
+    }
+
+    fn at(view: View, out: W, first: u64) -> Pass<W> {
+        Pass { view, bucket: 0, rows: None, writer: Writer::at(out, first) }
     }
 
     /// Takes a row, or begins a bucket; false at the end.
@@ -58,6 +62,28 @@ impl<W: std::io::Write> Pass<W> {
         self.bucket += 1;
         Ok(true)
     }
+}
+
+/// Writes a view's pages, numbered from `first` on, in one pass. `sink` is handed them in order,
+/// some `chunk` bytes at a time.
+pub(super) fn write(
+    view: View,
+    first: u64,
+    chunk: usize,
+    sink: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
+) -> Result<Plan, ImageError> {
+    let refused = |error| ImageError::Row(WriteError::Io(error));
+    let mut pass = Pass::at(view, Vec::new(), first);
+    while pass.step()? {
+        let made = pass.writer.out();
+        if made.len() >= chunk {
+            sink(made).map_err(refused)?;
+            made.clear();
+        }
+    }
+    let (plan, rest) = pass.writer.finish()?;
+    sink(&rest).map_err(refused)?;
+    Ok(plan)
 }
 
 /// The first pass, in slices, so that whoever waits for it can give up between them.

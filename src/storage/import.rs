@@ -2,21 +2,21 @@
 
 use super::bbolt::{self, Db, Direction, Item};
 use super::engine::Engine;
+use super::fingerprint;
 use crate::base::clock::{Clock, SystemClock};
 use crate::mvcc::BUCKETS;
 use crate::mvcc::backend::{Backend, BackendError, Batch, Bucket, Op};
 use bytes::Bytes;
-use ring::digest::{Context, SHA256};
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 /// Bytes of rows that go to the engine at a time.
 const BATCH_BYTES: usize = 1024 * 1024;
 /// How often the log says how far an import has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
-/// What of each meta page tells one state of a file from another: its header and its numbers.
-const META_BYTES: u64 = 80;
+
+/// Row of the raft index that a file has reached.
+const CONSISTENT_INDEX: &[u8] = b"consistent_index";
 
 /// Why a file cannot be imported.
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +24,9 @@ pub enum ImportError {
     /// It is not what bbolt writes.
     #[error(transparent)]
     File(#[from] bbolt::Error),
-    /// The system refused.
-    #[error("import: {0}")]
-    Io(#[from] std::io::Error),
+    /// Its state cannot be told.
+    #[error(transparent)]
+    Fingerprint(#[from] fingerprint::Error),
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] BackendError),
@@ -35,29 +35,12 @@ pub enum ImportError {
     NotEtcd(String),
 }
 
-/// What tells whether a file is the one that was imported: its meta pages, which change with every
-/// transaction, its size and the time of its last change.
-pub fn fingerprint(file: &File) -> Result<Bytes, ImportError> {
-    let page_bytes = u64::from(Db::open(file)?.meta().page_bytes);
-    let mut sum = Context::new(&SHA256);
-    for page in 0..2 {
-        let mut bytes = [0; META_BYTES as usize];
-        file.read_exact_at(&mut bytes, page * page_bytes)?;
-        sum.update(&bytes);
-    }
-    let metadata = file.metadata()?;
-    for number in [metadata.len() as i64, metadata.mtime(), metadata.mtime_nsec()] {
-        sum.update(&number.to_be_bytes());
-    }
-    Ok(Bytes::copy_from_slice(sum.finish().as_ref()))
-}
-
 /// Checks the file as a whole, then copies every row of etcd's buckets into the engine, which must
 /// be empty, and leaves the file's fingerprint and its position in the log there with the last of
 /// them. Memory is bounded by the engine's overlay.
 pub fn import(file: &File, engine: &Engine) -> Result<(), ImportError> {
     let begun = SystemClock.now();
-    let origin = fingerprint(file)?;
+    let origin = fingerprint::whole(file)?;
     let db = Db::open(file)?;
     let bytes = u64::from(db.meta().page_bytes) * db.meta().pages;
     tracing::info!(bytes, "importing etcd's database: checking it");
@@ -99,6 +82,21 @@ pub fn import(file: &File, engine: &Engine) -> Result<(), ImportError> {
     Ok(())
 }
 
+/// The raft index that a file has reached: what its row says, 0 without one.
+pub fn consistent_index(file: &File) -> Result<u64, ImportError> {
+    let db = Db::open(file)?;
+    let Some(meta) = db.bucket(b"meta")? else { return Ok(0) };
+    for item in db.walk(&meta, Direction::Forward) {
+        if let Item::Row(key, value) = item?
+            && key[..] == *CONSISTENT_INDEX
+        {
+            let wrong = || ImportError::NotEtcd(format!("{key:?} has {} bytes", value.len()));
+            return Ok(u64::from_be_bytes(value[..].try_into().map_err(|_| wrong())?));
+        }
+    }
+    Ok(0)
+}
+
 struct Import<'a> {
     engine: &'a Engine,
     total: u64,
@@ -119,7 +117,7 @@ impl Import<'_> {
         };
         match (bucket, &key[..]) {
             // The engine writes these itself, with each batch.
-            (Bucket::Meta, b"consistent_index") => {
+            (Bucket::Meta, key) if key == CONSISTENT_INDEX => {
                 self.position.consistent_index = number("consistent_index")?;
                 return Ok(());
             }
@@ -169,6 +167,7 @@ mod tests {
     use crate::storage::wal::Metadata;
     use std::io::Write;
     use std::ops::ControlFlow;
+    use std::os::unix::fs::FileExt;
     use std::path::Path;
 
     type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
@@ -230,13 +229,13 @@ mod tests {
         assert_eq!((filled.position(), filled.revision()), ((44, 3), 9_001));
         let rows = [Bucket::Key, Bucket::Lease, Bucket::Meta].map(|bucket| count(&filled, bucket));
         assert_eq!(rows, [9_000, 1, 2]);
-        let origin = fingerprint(&db).unwrap();
+        let origin = fingerprint::whole(&db).unwrap();
         assert_eq!(filled.origin().unwrap(), Some(origin.clone()));
         let same = File::open(tmp.path().join("db")).unwrap();
-        assert_eq!(fingerprint(&same).unwrap(), origin);
+        assert_eq!(fingerprint::whole(&same).unwrap(), origin);
         // As after one transaction more.
         db.write_all_at(&7u64.to_le_bytes(), 4096 + 16 + 48).unwrap();
-        assert_ne!(fingerprint(&db).unwrap(), origin);
+        assert_ne!(fingerprint::whole(&db).unwrap(), origin);
     }
 
     #[test]

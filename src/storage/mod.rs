@@ -4,8 +4,10 @@
 
 pub mod bbolt;
 pub mod check;
+pub mod checkpoint;
 pub mod datadir;
 pub mod engine;
+pub mod fingerprint;
 #[cfg(test)]
 mod fuzz;
 pub mod image;

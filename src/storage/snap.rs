@@ -1,14 +1,24 @@
 //! etcd's `.snap` files: where raft's log was cut, and the v2 store at that point
 //! (etcd v3.5.17 `server/etcdserver/api/snap/snapshotter.go`).
 
-use crate::pb::raftpb;
+use crate::base::clock::{Clock, SystemClock};
+use crate::base::failpoint;
+use crate::obs::metrics::metrics;
+use crate::pb::raftpb::{self, ConfState, SnapshotMetadata};
 use crate::pb::snappb;
 use bytes::Bytes;
 use prost::Message as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// What a file's name ends with.
 const SUFFIX: &str = ".snap";
+/// And that of a database which a leader sent with a snapshot.
+const DATABASE_SUFFIX: &str = ".snap.db";
+/// Mode of the files.
+const FILE_MODE: u32 = 0o600;
 
 /// A snapshot that a file holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +27,8 @@ pub struct Snap {
     pub index: u64,
     /// That entry's term.
     pub term: u64,
+    /// The members raft had then.
+    pub conf_state: ConfState,
     /// The v2 store, in JSON.
     pub tree: Bytes,
 }
@@ -58,20 +70,79 @@ pub fn parse(bytes: Bytes) -> Result<Snap, String> {
     }
     let snapshot = raftpb::Snapshot::decode(data).map_err(text)?;
     let metadata = snapshot.metadata.unwrap_or_default();
-    Ok(Snap { index: metadata.index, term: metadata.term, tree: snapshot.data })
+    let conf_state = metadata.conf_state.unwrap_or_default();
+    Ok(Snap { index: metadata.index, term: metadata.term, conf_state, tree: snapshot.data })
+}
+
+/// The bytes of a file that holds the snapshot.
+fn file_bytes(snap: &Snap) -> Vec<u8> {
+    let conf_state = Some(snap.conf_state.clone());
+    let metadata = Some(SnapshotMetadata { conf_state, index: snap.index, term: snap.term });
+    let data = Bytes::from(raftpb::Snapshot { data: snap.tree.clone(), metadata }.encode_to_vec());
+    snappb::Snapshot { crc: crc32c::crc32c(&data), data }.encode_to_vec()
+}
+
+/// Writes a snapshot to a file of its own, durably. What a failure leaves is no snapshot.
+pub fn save(dir: &Path, snap: &Snap) -> Result<(), SnapError> {
+    let begun = SystemClock.now();
+    let name = format!("{:016x}-{:016x}{SUFFIX}", snap.term, snap.index);
+    let path = dir.join(name);
+    let bytes = file_bytes(snap);
+    metrics().snap_marshal.observe(begun.elapsed().as_secs_f64());
+    let write = || -> io::Result<()> {
+        failpoint::io(failpoint::SNAP_WRITE)?;
+        let options = &mut OpenOptions::new();
+        let options = options.write(true).create(true).truncate(true).mode(FILE_MODE);
+        let mut file = options.open(&path)?;
+        file.write_all(&bytes)?;
+        let begun = SystemClock.now();
+        file.sync_all()?;
+        metrics().snap_fsync.observe(begun.elapsed().as_secs_f64());
+        File::open(dir)?.sync_all()
+    };
+    if let Err(source) = write() {
+        // If that fails too it is not recorded in the log, and so passed over.
+        let _ = std::fs::remove_file(&path);
+        return Err(SnapError::Io { path, source });
+    }
+    metrics().snap_save.observe(begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Removes what the snapshot at `index` has made useless: the oldest files beyond `keep` (0: none),
+/// and databases that came with older snapshots (etcd v3.5.17 `snapshotter.go` ReleaseSnapDBs,
+/// `server.go` purgeFile).
+pub fn purge(dir: &Path, index: u64, keep: usize) -> Result<(), SnapError> {
+    let remove = |name: &String| {
+        let path = dir.join(name);
+        tracing::info!(path = %path.display(), "purged a snapshot file");
+        std::fs::remove_file(&path).map_err(|source| SnapError::Io { path, source })
+    };
+    let snaps = names(dir, SUFFIX)?;
+    let count = if keep == 0 { 0 } else { snaps.len().saturating_sub(keep) };
+    snaps[..count].iter().try_for_each(remove)?;
+    let received = names(dir, DATABASE_SUFFIX)?;
+    let at = |name: &String| u64::from_str_radix(name.strip_suffix(DATABASE_SUFFIX)?, 16).ok();
+    received.iter().filter(|name| at(name).is_some_and(|at| at < index)).try_for_each(remove)
+}
+
+/// Files of a directory whose names end so, in order.
+fn names(dir: &Path, suffix: &str) -> Result<Vec<String>, SnapError> {
+    let io = |source| SnapError::Io { path: dir.to_owned(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        names.extend(name.into_string().ok().filter(|name| name.ends_with(suffix)));
+    }
+    // Names are term and index in hex of one width, so their order is that of the snapshots.
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// The newest readable snapshot of a directory whose index and term are among `recorded`. Damaged
 /// files are passed over with a warning, as etcd does.
 pub fn newest(dir: &Path, recorded: &[(u64, u64)]) -> Result<Option<Snap>, SnapError> {
-    let io = |source| SnapError::Io { path: dir.to_owned(), source };
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
-        names.extend(name.into_string().ok().filter(|name| name.ends_with(SUFFIX)));
-    }
-    // Names are term and index in hex of one width, so their order is that of the snapshots.
-    names.sort_unstable();
+    let names = names(dir, SUFFIX)?;
     for name in names.into_iter().rev() {
         let path = dir.join(name);
         let read = std::fs::read(&path);
@@ -96,11 +167,33 @@ pub fn newest(dir: &Path, recorded: &[(u64, u64)]) -> Result<Option<Snap>, SnapE
 mod tests {
     use super::*;
 
+    fn snap(index: u64, term: u64) -> Snap {
+        let conf_state = ConfState { voters: vec![3, 4], ..ConfState::default() };
+        Snap { index, term, conf_state, tree: "tree".into() }
+    }
+
     fn file(index: u64, term: u64) -> Vec<u8> {
-        let metadata = raftpb::SnapshotMetadata { index, term, ..Default::default() };
-        let snapshot = raftpb::Snapshot { data: "tree".into(), metadata: Some(metadata) };
-        let data = Bytes::from(snapshot.encode_to_vec());
-        snappb::Snapshot { crc: crc32c::crc32c(&data), data }.encode_to_vec()
+        file_bytes(&snap(index, term))
+    }
+
+    #[test]
+    fn what_is_saved_is_found_until_it_is_purged() {
+        let tmp = tempfile::tempdir().unwrap();
+        let all: Vec<(u64, u64)> = (1..=5).map(|n| (n * 10, 2)).collect();
+        for (index, term) in &all {
+            save(tmp.path(), &snap(*index, *term)).unwrap();
+            assert_eq!(newest(tmp.path(), &all).unwrap(), Some(snap(*index, *term)));
+        }
+        for index in [1, 0x28, 0x33] {
+            std::fs::write(tmp.path().join(format!("{index:016x}.snap.db")), b"x").unwrap();
+        }
+        purge(tmp.path(), 0x28, 0).unwrap();
+        assert_eq!(names(tmp.path(), SUFFIX).unwrap().len(), 5);
+        assert_eq!(names(tmp.path(), DATABASE_SUFFIX).unwrap().len(), 2);
+        purge(tmp.path(), 50, 2).unwrap();
+        assert_eq!(names(tmp.path(), SUFFIX).unwrap()[0], format!("{:016x}-{:016x}.snap", 2, 40));
+        assert_eq!(newest(tmp.path(), &all).unwrap(), Some(snap(50, 2)));
+        assert_eq!(newest(tmp.path(), &all[..3]).unwrap(), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! whatever panics.
 
 use super::*;
+use crate::actors::checkpointer::{CheckpointerHandle, Trigger};
 use crate::actors::core::Shared;
 use crate::actors::inbox::Inbox;
 use crate::actors::store::{Apply, Pace, Waiter};
@@ -58,7 +59,8 @@ impl World {
         };
         let store = StoreActor::start_in_arbiter(&Arbiter::new().handle(), move |_| {
             let provider = Arc::new(crate::actors::auth::Provider::Nobody);
-            StoreActor::new(machine, Cluster::default(), Arc::new(shared), provider, pace)
+            let trigger = Trigger::new(CheckpointerHandle::default(), u64::MAX, 0);
+            StoreActor::new(machine, Cluster::default(), Arc::new(shared), provider, pace, trigger)
         });
         let (table, hub_store) = (Arc::default(), store.clone());
         let hub = rt::supervise(&Arbiter::new().handle(), clock, move || {

@@ -264,6 +264,10 @@ table! {
     process_start: Gauge = "process_start_time_seconds", "Start of the process as Unix time.";
     // rusd's own.
     actor_restarts: IntCounterVec = "rusd_actor_restarts_total", "Actors made anew after a panic.", labels["actor"];
+    checkpoints: Histogram = "rusd_checkpoint_duration_seconds", "Duration of writing a checkpoint, pauses included.", buckets(0.001, 4.0, 10);
+    checkpoint_bytes: IntCounter = "rusd_checkpoint_bytes_total", "Bytes written to the database file.";
+    checkpoint_index: IntGauge = "rusd_checkpoint_index", "Raft index that the database file has reached.";
+    checkpoint_failures: IntCounter = "rusd_checkpoint_failures_total", "Checkpoints and snapshot files that could not be written.";
     // The handler of this page.
     promhttp_requests: IntCounterVec = "promhttp_metric_handler_requests_total", "Scrapes by status code.", labels["code"];
     promhttp_in_flight: IntGauge = "promhttp_metric_handler_requests_in_flight", "Scrapes being served.";

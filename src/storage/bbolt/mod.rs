@@ -31,7 +31,7 @@ pub use check::Totals;
 pub use grow::{Disk, GrowError, Grower, Growth};
 pub use page::Meta;
 pub use reader::{Bucket, Db, Direction, Item, Source, Walk};
-pub use writer::{Plan, WriteError, Writer};
+pub use writer::{FIRST_PAGE, Plan, WriteError, Writer};
 
 /// Page size of the files that are written: etcd's on all its machines.
 pub const PAGE_BYTES: usize = 4096;

@@ -19,7 +19,7 @@ use std::io::{self, Write};
 const FILL: Fill =
     Fill { leaf_bytes: PAGE_BYTES * 9 / 10, leaf_rows_min: 2, branch_bytes: PAGE_BYTES * 9 / 10 };
 /// The first page behind the meta pages.
-const FIRST_PAGE: u64 = 2;
+pub const FIRST_PAGE: u64 = 2;
 
 /// Why a file cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,14 @@ impl Plan {
         };
         [page(0), page(1)].concat()
     }
+
+    /// The meta page that makes transaction `txid` the state of a file whose older one stays: its
+    /// number and its bytes. What is free besides no list says.
+    pub fn meta_page(&self, txid: u64) -> (u64, Vec<u8>) {
+        let (id, page_bytes) = (txid % 2, PAGE_BYTES as u32);
+        let Plan { root, pages, .. } = *self;
+        (id, Meta { page_bytes, root, freelist: None, pages, txid }.page(id))
+    }
 }
 
 /// The end of the file being written.
@@ -111,7 +119,12 @@ pub struct Writer<W> {
 impl<W: Write> Writer<W> {
     /// `out` takes the pages behind the meta pages, in order.
     pub fn new(out: W) -> Self {
-        Writer { tail: Tail { out, next: FIRST_PAGE }, root: Tree::new(FILL), open: None }
+        Self::at(out, FIRST_PAGE)
+    }
+
+    /// `out` takes pages from number `first` on: others of the file are in use or free.
+    pub fn at(out: W, first: u64) -> Self {
+        Writer { tail: Tail { out, next: first }, root: Tree::new(FILL), open: None }
     }
 
     /// What the pages go to.

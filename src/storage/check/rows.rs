@@ -1,8 +1,9 @@
 //! The rows of the database file against those of the engine, both in key order.
 
 use super::super::bbolt::{self, Direction, Item};
+use super::super::checkpoint;
 use super::super::engine::Engine;
-use super::super::import;
+
 use super::database::Database;
 use super::{Check, Result, Verdict, other};
 use crate::mvcc::BUCKETS;
@@ -41,9 +42,8 @@ pub(super) fn compare(
     database: &Database<'_>,
 ) -> Result<()> {
     let failed = |error| other(dir, error);
-    let fingerprint = import::fingerprint(database.file);
-    let fingerprint = fingerprint.map_err(|error| other(&database.path, error))?;
-    if engine.origin().map_err(failed)? != Some(fingerprint) {
+    let known = checkpoint::is_known(database.file, engine);
+    if !known.map_err(|error| other(&database.path, error))? {
         let text =
             "was made from another state of the database file; the next start makes it again";
         check.find(Verdict::Repairable, dir, text);

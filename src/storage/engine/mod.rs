@@ -400,25 +400,25 @@ impl Drop for Engine {
 }
 
 impl Engine {
-    /// [`Backend::submit`], with a row of the engine's own.
-    fn submit_with(&self, batch: Batch, private: Option<(Bytes, Bytes)>) {
-        let own = private.map(|(key, value)| (key, Some(value)));
+    /// [`Backend::submit`], with rows of the engine's own.
+    fn submit_with(&self, batch: Batch, private: Vec<(Bytes, Option<Bytes>)>) {
         let ops = batch.ops.into_iter();
-        let rows: Vec<(Bytes, Option<Bytes>)> = ops
-            .map(|(bucket, key, value)| (row_key(bucket as u8, &key), value))
-            .chain(own)
-            .collect();
-        let row_bytes = rows.iter().map(|(key, value)| {
-            ROW_OVERHEAD_BYTES + key.len() + value.as_ref().map_or(0, Bytes::len)
-        });
-        let bytes = BATCH_OVERHEAD_BYTES + row_bytes.sum::<usize>();
+        let rows = ops.map(|(bucket, key, value)| (row_key(bucket as u8, &key), value));
         let position = Position {
             consistent_index: batch.consistent_index,
             term: batch.term,
             revision: batch.revision,
             size_bytes: batch.size_bytes,
         };
+        self.submit_rows(rows.chain(private).collect(), Some(position));
+    }
 
+    /// Submits rows that bring the state to a position, or that leave it where it is.
+    fn submit_rows(&self, rows: Vec<(Bytes, Option<Bytes>)>, position: Option<Position>) {
+        let row_bytes = rows.iter().map(|(key, value)| {
+            ROW_OVERHEAD_BYTES + key.len() + value.as_ref().map_or(0, Bytes::len)
+        });
+        let bytes = BATCH_OVERHEAD_BYTES + row_bytes.sum::<usize>();
         let shared = &*self.shared;
         let mut queue = shared.queue.lock();
         // A batch larger than the whole overlay goes alone.
@@ -429,20 +429,23 @@ impl Engine {
         }
         if queue.failed.is_some() || queue.closed {
             // The process is ending; the log has what this batch held.
-            tracing::warn!(index = batch.consistent_index, "the engine has stopped, batch dropped");
+            let index = position.map(|position| position.consistent_index);
+            tracing::warn!(index, "the engine has stopped, batch dropped");
             return;
         }
         queue.submitted += 1;
         queue.bytes += bytes;
         let seq = queue.submitted;
-        {
+        let position = {
             // In one go, so that no scan sees half a batch.
             let mut overlay = shared.overlay.write();
+            let position = position.unwrap_or(overlay.position);
             for (key, value) in &rows {
                 overlay.rows.insert(key.clone(), Row { seq, value: value.clone() });
             }
             overlay.position = position;
-        }
+            position
+        };
         queue.batches.push_back(Pending { seq, rows, bytes, position });
         // The first starts the interval, and a full commit ends it.
         if queue.batches.len() == 1 || queue.bytes >= WRITE_BATCH_BYTES_MAX {
@@ -453,7 +456,7 @@ impl Engine {
 
 impl Backend for Engine {
     fn submit(&self, batch: Batch) {
-        self.submit_with(batch, None);
+        self.submit_with(batch, Vec::new());
     }
 
     fn get(&self, bucket: Bucket, key: &[u8]) -> Result<Option<Bytes>, BackendError> {

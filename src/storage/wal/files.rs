@@ -25,6 +25,11 @@ fn parse_name(name: &str) -> Option<(u64, u64)> {
     Some((u64::from_str_radix(seq, 16).ok()?, u64::from_str_radix(index, 16).ok()?))
 }
 
+/// The index that a segment's name says its entries begin with.
+pub(super) fn first_index(segment: &Segment) -> Option<u64> {
+    parse_name(segment.path.file_name()?.to_str()?).map(|(_, index)| index)
+}
+
 /// Takes the exclusive lock on a segment.
 ///
 /// etcd takes an open-file-description write lock (F_OFD_SETLK). No safe wrapper offers that, so

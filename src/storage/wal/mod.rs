@@ -7,6 +7,7 @@ mod fuzz;
 mod inspect;
 mod reader;
 mod record;
+mod release;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 pub use inspect::{Inspected, inspect};
 pub use reader::WalReader;
+pub use release::Released;
 
 /// Preallocated size of a segment; the one that passes it is cut (etcd v3.5.17
 /// `server/wal/wal.go` SegmentSizeBytes).
@@ -141,6 +143,10 @@ pub struct Wal {
     offset: u64,
     /// Checksum of the last record.
     crc: u32,
+    /// Bytes written since it was opened.
+    written: u64,
+    /// Commit index of the newest hard state that is synced.
+    commit_durable: u64,
     segment_bytes: u64,
     /// `--unsafe-no-fsync`: records are written, but nobody waits for the disk.
     no_fsync: bool,
@@ -214,6 +220,8 @@ impl Wal {
             tail,
             offset: buf.len() as u64,
             crc,
+            written: 0,
+            commit_durable: 0,
             segment_bytes,
             no_fsync: false,
             sparse: Arc::new(RwLock::new(Sparse::new())),
@@ -266,6 +274,8 @@ impl Wal {
             tail,
             offset: end.offset,
             crc: scan.crc,
+            written: 0,
+            commit_durable: scan.state.commit,
             segment_bytes,
             no_fsync: false,
             sparse: Arc::new(RwLock::new(scan.sparse)),
@@ -387,15 +397,10 @@ impl Wal {
             });
             self.state = *state;
         }
-        let begin = SystemClock.now();
-        failpoint::io(failpoint::WAL_WRITE)
-            .and_then(|()| self.tail.file.write_all_at(&self.buf, self.offset))
-            .map_err(|e| self.tail.io(e))?;
-        failpoint::hit(failpoint::WAL_WRITTEN);
-        metrics().wal_write.observe(begin.elapsed().as_secs_f64());
-        metrics().wal_write_bytes.add(self.buf.len() as i64);
-        self.offset += self.buf.len() as u64;
-        self.crc = crc;
+        let buf = std::mem::take(&mut self.buf);
+        let written = self.write_at_end(&buf, crc);
+        self.buf = buf;
+        written?;
         {
             let mut sparse = self.sparse.write();
             for (index, offset, crc) in places {
@@ -413,8 +418,24 @@ impl Wal {
         }
     }
 
-    fn sync_tail(&self) -> Result<(), WalError> {
+    /// Writes records behind the last one, the newest with this checksum.
+    fn write_at_end(&mut self, buf: &[u8], crc: u32) -> Result<(), WalError> {
+        let begin = SystemClock.now();
+        failpoint::io(failpoint::WAL_WRITE)
+            .and_then(|()| self.tail.file.write_all_at(buf, self.offset))
+            .map_err(|e| self.tail.io(e))?;
+        failpoint::hit(failpoint::WAL_WRITTEN);
+        metrics().wal_write.observe(begin.elapsed().as_secs_f64());
+        metrics().wal_write_bytes.add(buf.len() as i64);
+        self.offset += buf.len() as u64;
+        self.written += buf.len() as u64;
+        self.crc = crc;
+        Ok(())
+    }
+
+    fn sync_tail(&mut self) -> Result<(), WalError> {
         if self.no_fsync {
+            self.commit_durable = self.state.commit;
             return Ok(());
         }
         let begin = SystemClock.now();
@@ -422,7 +443,9 @@ impl Wal {
             .and_then(|()| self.tail.file.sync_data())
             .map_err(|e| self.tail.io(e));
         metrics().wal_fsync.observe(begin.elapsed().as_secs_f64());
-        result
+        result?;
+        self.commit_durable = self.state.commit;
+        Ok(())
     }
 
     /// Closes the segment and goes on in a new one, which gets its name only when its head is

@@ -210,6 +210,13 @@ impl Sparse {
         self.last = index;
     }
 
+    /// Segments before `seq` are gone, and with them entries that nobody asks for.
+    pub fn release(&mut self, seq: u64) {
+        let keep = self.points.partition_point(|point| point.segment.seq < seq);
+        self.points.drain(..keep);
+        self.first = self.points.first().map_or(self.last + 1, |point| point.index);
+    }
+
     /// The points that cover `lo..hi`, each with the index where it ends.
     fn cover(&self, lo: u64, hi: u64) -> Vec<(Point, u64)> {
         let from = self.points.partition_point(|p| p.index <= lo).saturating_sub(1);

@@ -2,7 +2,7 @@
 //! every scalar field present as etcd's encoder writes them.
 
 use super::Metadata;
-use crate::pb::raftpb::{Entry, HardState};
+use crate::pb::raftpb::{ConfState, Entry, HardState};
 use bytes::Bytes;
 
 /// Length field in front of every record.
@@ -178,6 +178,18 @@ pub(super) fn put_metadata(out: &mut Vec<u8>, metadata: Metadata) {
 pub(super) fn put_snapshot(out: &mut Vec<u8>, index: u64, term: u64) {
     put_field(out, 1, index);
     put_field(out, 2, term);
+}
+
+/// Writes the `raftpb.ConfState` of a `walpb.Snapshot`. Nothing is ever joint here.
+pub(super) fn put_conf_state(out: &mut Vec<u8>, state: &ConfState) {
+    let mut inner = Vec::new();
+    for (number, ids) in [(1, &state.voters), (2, &state.learners)] {
+        ids.iter().for_each(|id| put_field(&mut inner, number, *id));
+    }
+    put_field(&mut inner, 5, u64::from(state.auto_leave));
+    put_varint(out, 3 << 3 | LEN_TYPE);
+    put_varint(out, inner.len() as u64);
+    out.extend_from_slice(&inner);
 }
 
 /// Reads a record; `None` if it is no lawful protobuf.

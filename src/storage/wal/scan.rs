@@ -23,6 +23,9 @@ pub(super) struct Scan {
     pub(super) sparse: Sparse,
     pub(super) term_runs: Vec<(u64, u64)>,
     pub(super) snapshots: Vec<(u64, u64)>,
+    /// Index of a snapshot that came from a leader and is ahead of the log. It replaces the log
+    /// when something follows that knows it as committed; a stop may have come before.
+    pub(super) ahead: Option<u64>,
 }
 
 impl Scan {
@@ -73,6 +76,16 @@ impl Scan {
         Ok(SegmentEnd { offset: frames.offset(), torn })
     }
 
+    fn restart_if(&mut self, follows: impl FnOnce(u64) -> bool) {
+        if let Some(index) = self.ahead.filter(|ahead| follows(*ahead)) {
+            self.ahead = None;
+            if index > self.sparse.last {
+                self.sparse.restart(index);
+                self.term_runs.clear();
+            }
+        }
+    }
+
     fn record(
         &mut self,
         segment: &Arc<Segment>,
@@ -100,6 +113,7 @@ impl Scan {
         match record.kind {
             ENTRY => {
                 let entry = record::entry_head(record.data).ok_or(Bad::sure("malformed entry"))?;
+                self.restart_if(|ahead| entry.index > ahead);
                 // There is an index behind each.
                 let lawful = (1..u64::MAX).contains(&entry.index);
                 if !lawful || !self.sparse.note(entry.index, segment, offset, before) {
@@ -114,6 +128,8 @@ impl Scan {
             }
             STATE => {
                 self.state = record::state(record.data).ok_or(Bad::sure("malformed hard state"))?;
+                let commit = self.state.commit;
+                self.restart_if(|ahead| commit >= ahead);
             }
             METADATA => {
                 let (node_id, cluster_id) =
@@ -130,10 +146,7 @@ impl Scan {
                 if snapshot.0 == u64::MAX {
                     return Err(Bad::sure("malformed snapshot record"));
                 }
-                if snapshot.0 > self.sparse.last {
-                    self.sparse.restart(snapshot.0);
-                    self.term_runs.clear();
-                }
+                self.ahead = (snapshot.0 > self.sparse.last).then_some(snapshot.0);
                 self.snapshots.push(snapshot);
             }
             _ => return Err(Bad::sure("unknown kind of record")),

@@ -1,6 +1,7 @@
 //! Tests of the log.
 
 use super::*;
+use crate::pb::raftpb::ConfState;
 use bytes::Bytes;
 use std::fs::OpenOptions;
 use std::path::Path;
@@ -319,4 +320,64 @@ fn wal_without_fsync_asks_nothing_of_the_disk() {
         assert_eq!(wal.save(Some(&state(1, 0)), &[], true).is_ok(), no_fsync);
         assert_eq!(wal.sync().is_ok(), no_fsync);
     }
+}
+
+#[test]
+fn released_segments_are_those_that_a_snapshot_covers() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("wal");
+    let mut wal = Wal::create_sized(&dir, META, SMALL).unwrap();
+    let mut firsts = vec![0];
+    for i in 1..=90u64 {
+        wal.save(Some(&state(1, i)), &[entry(i, 1, 300)], true).unwrap();
+        if names(&dir).len() > firsts.len() {
+            firsts.push(i + 1);
+        }
+    }
+    let segments = firsts.len();
+    assert!(segments > 6, "{firsts:?}");
+    assert!(wal.written_bytes() > 90 * 300);
+    let conf_state = ConfState { voters: vec![7], learners: vec![9], ..Default::default() };
+    wal.save_snapshot(50, 1, &conf_state).unwrap();
+    // Nothing before the first entry, and nothing that is to be kept.
+    assert!(wal.release(0, 1).is_empty());
+    assert!(wal.release(50, segments).is_empty());
+    assert!(wal.release(firsts[1], 1).is_empty(), "the segment before stays");
+    let released = wal.release(firsts[3] + 1, 1);
+    assert_eq!(released.len(), 3);
+    assert_eq!(wal.first_index(), firsts[3]);
+    let reader = wal.reader();
+    assert_eq!(reader.bounds(), (firsts[3], 90));
+    assert!(reader.entries(firsts[3] - 1, 55, u64::MAX).is_err());
+    assert_eq!(reader.entries(firsts[3], 55, u64::MAX).unwrap()[0].index, firsts[3]);
+    for released in &released {
+        released.remove().unwrap();
+    }
+    assert_eq!(names(&dir).len(), segments - 3);
+    assert!(matches!(open_sized(&dir, SMALL), Err(WalError::Locked(_))));
+    drop((wal, reader, released));
+    let (mut wal, replay) = open_sized(&dir, SMALL).unwrap();
+    assert_eq!((replay.first_index, replay.last_index), (firsts[3], 90));
+    assert_eq!(replay.snapshots, [(50, 1)]);
+    wal.save(None, &[entry(91, 1, 10)], true).unwrap();
+    assert_eq!(wal.reader().entries(85, 92, u64::MAX).unwrap().len(), 7);
+    // As much as can be spared, but two.
+    let count = wal.release(u64::MAX, 2).len();
+    assert_eq!(names(&dir).len() - count, 2);
+}
+
+#[test]
+fn a_snapshot_ahead_of_the_log_counts_once_it_is_committed() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("wal");
+    let mut wal = Wal::create_sized(&dir, META, SMALL).unwrap();
+    wal.save(Some(&state(1, 3)), &[entry(1, 1, 5), entry(2, 1, 5), entry(3, 1, 5)], true).unwrap();
+    wal.save_snapshot(100, 2, &ConfState::default()).unwrap();
+    drop(wal);
+    let (mut wal, replay) = open_sized(&dir, SMALL).unwrap();
+    assert_eq!((replay.first_index, replay.last_index, replay.hard_state.commit), (1, 3, 3));
+    wal.save(Some(&state(2, 100)), &[], true).unwrap();
+    drop(wal);
+    let (_, replay) = open_sized(&dir, SMALL).unwrap();
+    assert_eq!((replay.first_index, replay.last_index), (101, 100));
 }

@@ -2,6 +2,7 @@
 
 mod auth;
 mod check_data;
+mod checkpoint;
 mod compaction;
 mod corruption;
 mod daemon;
