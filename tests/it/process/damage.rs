@@ -14,9 +14,6 @@ const BIG_VALUE_BYTES: usize = 512 * 1024;
 /// So many do not fit into one journal.
 const BIG_VALUES_MAX: usize = 500;
 
-/// The checkpointer fails, and waits longer and longer.
-const NO_CHECKPOINTS: &str = "checkpoint-write=return(EIO)";
-
 /// What must be there after every restart: revisions by key, and the store's hash.
 #[derive(Debug, PartialEq)]
 struct State {
@@ -191,9 +188,7 @@ async fn a_byte_flipped_in_the_middle_of_the_log_stops_the_start() {
 
 #[tokio::test]
 async fn a_damaged_store_is_made_again() {
-    // A checkpoint would have the store write its rows earlier, and a journal be sealed for less
-    // time than it takes to see it.
-    let mut member = single(NO_CHECKPOINTS).await;
+    let mut member = single("").await;
     let data = member.data_dir();
     let (store, good) = (data.join("member/fjall"), data.with_extension("good"));
     let journals = || -> Vec<PathBuf> {
@@ -215,7 +210,7 @@ async fn a_damaged_store_is_made_again() {
             if left.len() > 1 && data_end(&left[left.len() - 1]) > 1 {
                 break;
             }
-            member.start(NO_CHECKPOINTS);
+            member.start("");
             member.ready().await;
         }
     }
