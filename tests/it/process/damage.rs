@@ -96,9 +96,11 @@ fn edit(path: &Path) -> fs::File {
     fs::OpenOptions::new().read(true).write(true).open(path).unwrap()
 }
 
+/// A journal may have nothing in it yet: then it gets a byte that means nothing.
 fn flip(path: &Path, at: u64) {
     let (file, mut byte) = (edit(path), [0]);
-    file.read_exact_at(&mut byte, at).unwrap();
+    let read = file.read_at(&mut byte, at).unwrap();
+    assert!(read == 1 || at == 0, "nothing at {at}");
     file.write_all_at(&[byte[0] ^ 0x41], at).unwrap();
 }
 
@@ -205,9 +207,7 @@ async fn a_damaged_store_is_made_again() {
         big += 1;
         if journals().len() > 1 {
             member.kill();
-            // The active one may have nothing in it yet, or no sealed one be left.
-            let left = journals();
-            if left.len() > 1 && data_end(&left[left.len() - 1]) > 1 {
+            if journals().len() > 1 {
                 break;
             }
             member.start("");
