@@ -3,6 +3,7 @@ SHELL := bash
 TIER ?=
 RUN ?=
 SEED ?= 1
+SEEDS ?=
 OPS ?= 2000
 N ?= 3
 NAME ?=
@@ -12,7 +13,7 @@ FUZZ := storage::fuzz::snap_files storage::wal::fuzz::logs storage::bbolt::fuzz:
 COMPAT := scripts/etcd-e2e-compat.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help build release check test unit it e2e diff kill mixed door judge bench fuzz cluster run fmt lint fix verify clean ci
+.PHONY: help build release check test unit it sim e2e diff kill mixed door judge bench fuzz cluster run fmt lint fix verify clean ci
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +36,9 @@ unit: ## Unit tests only
 
 it: ## Integration tests only
 	cargo test --locked --test it
+
+sim: ## The simulation: SEED= alone plays one seed, SEEDS= so many from SEED on
+	$(if $(SEEDS),SEEDS=$(SEEDS)) SEED=$(SEED) cargo test --locked --release --test sim -- no_seed --nocapture
 
 e2e: ## etcd's suite: TIER=1..6 (several: "1 2"), RUN=regex, ARGS=more options
 	$(COMPAT) $(foreach t,$(TIER),--tier $(t)) $(if $(RUN),--run '$(RUN)') $(ARGS)

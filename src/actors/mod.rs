@@ -16,7 +16,6 @@ pub mod corruption;
 pub mod handle;
 pub mod ids;
 pub mod inbox;
-mod leader_only;
 pub mod lease_keeper;
 pub mod maintenance;
 mod member_log;

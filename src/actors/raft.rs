@@ -4,7 +4,6 @@
 use crate::actors::checkpointer::CheckpointerHandle;
 use crate::actors::core::Shared;
 use crate::actors::inbox::{Ask, Outlet, Propose};
-use crate::actors::leader_only::LeaderOnly;
 use crate::actors::lease_keeper::{self, LeaseKeeperAddr};
 use crate::actors::rt;
 use crate::actors::store::{self, StoreActor, Waiter};
@@ -20,6 +19,7 @@ use crate::pb::raftpb::{
     ConfChange, ConfState, Entry, EntryType, HardState, Message as RaftMessage,
 };
 use crate::raft::driver::{Change, Driver, Standing};
+use crate::raft::leader_only::LeaderOnly;
 use crate::raft::log::Archive;
 use crate::raft::reads::Reads;
 use crate::raft::turn::World;

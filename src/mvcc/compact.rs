@@ -120,7 +120,10 @@ impl Job {
             }
             seen += 1;
             let at @ (row, tombstone) = parse_revision_key(key)?;
-            let newest = is_newest_at(&shared.index, revision, row, value)?;
+            // A start does not bring a deletion into the index whose key has no other row any more,
+            // which a compaction that was interrupted may have left; it stays all the same.
+            let newest = is_newest_at(&shared.index, revision, row, value)?
+                || tombstone && row.main == revision && !has_version_of(shared, revision, value)?;
             let keep = newest && (!tombstone || row.main == revision);
             if newest {
                 step.trims.push((Bytes::copy_from_slice(Row::parse(value)?.key), keep));
@@ -146,6 +149,13 @@ impl Job {
         }
         Ok(step)
     }
+}
+
+/// Whether the index has a version of the row's key that a revision made.
+fn has_version_of(shared: &Shared, revision: i64, value: &[u8]) -> Result<bool, BackendError> {
+    let entry = shared.index.get(Row::parse(value)?.key);
+    let found = entry.and_then(|entry| entry.head().find(revision));
+    Ok(found.is_some_and(|found| found.revision.main == revision))
 }
 
 /// A Meta row that holds a revision.

@@ -310,6 +310,19 @@ impl<A: Archive> Driver<A> {
         hard_state
     }
 
+    /// Sets the ticks without a leader after which this member campaigns; raft draws them itself,
+    /// by chance, each time its role or term changes. For a simulation, where chance comes from a
+    /// seed: to be called after every step and tick.
+    pub fn set_election_timeout(&mut self, ticks: usize) {
+        self.raw.raft.set_randomized_election_timeout(ticks);
+    }
+
+    /// Index and term of the newest entry, on disk or not.
+    pub fn last_entry(&self) -> (u64, u64) {
+        let log = &self.raw.raft.raft_log;
+        (log.last_index(), log.last_term())
+    }
+
     /// Index of the newest entry on disk.
     pub fn last_index(&self) -> u64 {
         self.raw.store().last_index().unwrap_or(0)

@@ -5,6 +5,7 @@
 pub mod admit;
 pub mod bootstrap;
 pub mod driver;
+pub mod leader_only;
 pub mod log;
 pub mod reads;
 pub mod turn;

@@ -74,6 +74,19 @@ impl World {
         while self.machine.compact_step(limit).unwrap() == CompactProgress::More {}
     }
 
+    /// Revisions of the rows in bucket Key.
+    fn rows(&self) -> Vec<(i64, i64)> {
+        let mut rows = Vec::new();
+        let number = |bytes: &[u8]| i64::from_be_bytes(bytes.try_into().unwrap());
+        self.backend
+            .scan(Bucket::Key, &[], None, &mut |key, _| {
+                rows.push((number(&key[..8]), number(&key[9..17])));
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+        rows
+    }
+
     fn grant(&mut self, id: i64, ttl: i64) -> Applied {
         let lease_grant = Some(rpc::LeaseGrantRequest { id, ttl });
         self.apply(rpc::InternalRaftRequest { lease_grant, ..Default::default() })
