@@ -137,9 +137,12 @@ async fn auth_tokens_are_good_on_every_member() {
     let delete = rpc::AuthUserDeleteRequest { name: "u".into() };
     all[0].auth().user_delete(with_token(&root, delete)).await.unwrap();
     for member in &all {
-        // Wherever it was applied, the token is gone; elsewhere the log says so.
-        let refused = code(put(member, &token, "a1").await);
-        assert!([Code::Unauthenticated, Code::PermissionDenied].contains(&refused), "{refused:?}");
+        // Wherever it was applied, the token is gone; elsewhere the log says so, in the end that
+        // the revision of the auth store is old, which is an invalid argument.
+        let refused = put(member, &token, "a1").await.unwrap_err();
+        let old = refused.message() == "etcdserver: revision of auth store is old";
+        let known = [Code::Unauthenticated, Code::PermissionDenied].contains(&refused.code());
+        assert!(known || old, "{refused:?}");
     }
     let at = leader(&all, &[0, 1, 2]).await;
     all[at].kill();
