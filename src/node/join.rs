@@ -21,7 +21,7 @@ const BOOTSTRAPPED_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long names of all members may take to be known.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a cluster that has just begun may take to decide on its version. etcd gives up at once.
-const DECISION_TIMEOUT: Duration = Duration::from_secs(5);
+const DECISION_TIMEOUT: Duration = Duration::from_secs(15);
 const DECISION_PAUSE: Duration = Duration::from_millis(50);
 /// Cluster versions that a member of this version can join, both included.
 const CLUSTER_VERSIONS: ((u64, u64), (u64, u64)) = ((3, 0), (3, 5));
