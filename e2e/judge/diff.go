@@ -938,11 +938,15 @@ func diffSeed(seed int64, o *diffOpts) (int, error) {
 		}
 		return r
 	}
-	// asRoot is a context with root's token for one of the servers.
+	// asRoot is a context with root's token for one of the servers, from a login of its own: a token
+	// that is kept may be void since root's password was changed.
 	asRoot := func(i int) (context.Context, context.CancelFunc, error) {
 		ctx, c := harness.Ctx(10 * time.Second)
-		token, err := sides[i].token(ctx, sides[i].conns[0], "root", extraCalls.pw["root"])
-		return metadata.AppendToOutgoingContext(ctx, "token", token), c, err
+		login, err := pb.NewAuthClient(sides[i].conns[0]).Authenticate(ctx, &pb.AuthenticateRequest{Name: "root", Password: extraCalls.pw["root"]})
+		if err != nil {
+			return ctx, c, fmt.Errorf("root's login: %w", err)
+		}
+		return metadata.AppendToOutgoingContext(ctx, "token", login.Token), c, nil
 	}
 	// withoutForeignLease has root make the request that rusd refuses its caller, once rusd has.
 	withoutForeignLease := func(a *moreStep, client int) error {
