@@ -42,14 +42,8 @@ func runDoor(args []string) error {
 	if *server == "" || *etcd == "" || (*members != 1 && *members != 3) {
 		return errors.New("--server, --etcd and --members 1 or 3 are needed")
 	}
-	for _, p := range []*string{server, etcd, etcdutl} {
-		if *p != "" {
-			abs, err := filepath.Abs(*p)
-			if err != nil {
-				return err
-			}
-			*p = abs
-		}
+	if err := absolute(server, etcd, etcdutl); err != nil {
+		return err
 	}
 	o := harness.Opts{Extra: []string{"--snapshot-count", fmt.Sprint(*count), "--max-snapshots", "2", "--max-wals", "2", "--log-level", "warn"}}
 	for i := 0; i < *members; i++ {
@@ -249,15 +243,7 @@ func wholeDatabase(dir string) error {
 		return err
 	}
 	defer db.Close()
-	return db.View(func(tx *bolt.Tx) error {
-		var first error
-		for err := range tx.Check() {
-			if first == nil {
-				first = err
-			}
-		}
-		return first
-	})
+	return checkBolt(db)
 }
 
 // mustWait sees that the tool does nothing to a directory in use.

@@ -267,18 +267,7 @@ func (g *grown) bbolt(opts *bolt.Options, changes int) error {
 	if err != nil {
 		return err
 	}
-	check := func() error {
-		return db.View(func(tx *bolt.Tx) error {
-			var first error
-			for err := range tx.Check() {
-				if first == nil {
-					first = err
-				}
-			}
-			return first
-		})
-	}
-	if err := check(); err != nil {
+	if err := checkBolt(db); err != nil {
 		db.Close()
 		return fmt.Errorf("the grown file: %w", err)
 	}
@@ -288,7 +277,7 @@ func (g *grown) bbolt(opts *bolt.Options, changes int) error {
 			db.Close()
 			return err
 		}
-		if err := check(); err != nil {
+		if err := checkBolt(db); err != nil {
 			db.Close()
 			return fmt.Errorf("after a change by bbolt: %w", err)
 		}

@@ -34,13 +34,8 @@ func runImport(args []string) error {
 	if *server == "" || *etcd == "" {
 		return errors.New("--server and --etcd are needed")
 	}
-	bins := []*string{server, etcd}
-	for _, p := range bins {
-		abs, err := filepath.Abs(*p)
-		if err != nil {
-			return err
-		}
-		*p = abs
+	if err := absolute(server, etcd); err != nil {
+		return err
 	}
 	// Flags that both servers know.
 	extra := []string{"--snapshot-count", "500", "--max-wals", "1", "--max-snapshots", "1"}

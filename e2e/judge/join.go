@@ -4,7 +4,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -29,15 +28,10 @@ func runJoin(args []string) error {
 	if *etcd == "" || *rusd == "" {
 		return errors.New("--etcd and --rusd are needed")
 	}
-	e, err := filepath.Abs(*etcd)
-	if err != nil {
+	if err := absolute(etcd, rusd); err != nil {
 		return err
 	}
-	u, err := filepath.Abs(*rusd)
-	if err != nil {
-		return err
-	}
-	kinds := map[string]string{"etcd": e, "rusd": u}
+	kinds := map[string]string{"etcd": *etcd, "rusd": *rusd}
 	for _, order := range [][]string{{"rusd", "etcd", "etcd"}, {"etcd", "rusd", "rusd"}, {"etcd", "rusd", "etcd"}, {"rusd", "etcd", "rusd"}} {
 		bins := []string{kinds[order[0]], kinds[order[1]], kinds[order[2]]}
 		if err := joinScene(bins); err != nil {

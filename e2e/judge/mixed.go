@@ -4,7 +4,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -43,17 +42,12 @@ func runMixed(args []string) error {
 	if *unix && *tlsMode != "" {
 		return errors.New("--unix and --tls exclude each other: etcd 3.5.17 itself serves no TLS on a unix peer socket")
 	}
-	e, err := filepath.Abs(*etcd)
-	if err != nil {
+	if err := absolute(etcd, rusd); err != nil {
 		return err
 	}
-	u, err := filepath.Abs(*rusd)
-	if err != nil {
-		return err
-	}
-	bins := []string{e, e, e}
+	bins := []string{*etcd, *etcd, *etcd}
 	for i := 0; i < *nrusd && i < 3; i++ {
-		bins[2-i] = u
+		bins[2-i] = *rusd
 	}
 	nodes, err := harness.Cluster(harness.Opts{Bins: bins, PeerUnix: *unix, TLS: *tlsMode, Token: fmt.Sprintf("mixed-%d", time.Now().UnixNano()), Extra: []string{"--log-level", "warn"}})
 	if err != nil {
@@ -67,7 +61,7 @@ func runMixed(args []string) error {
 		return err
 	}
 	what := func(n *harness.Node) string {
-		if n.Bin == u && n.Bin != e {
+		if n.Bin == *rusd && n.Bin != *etcd {
 			return n.Name + " (rusd)"
 		}
 		return n.Name

@@ -465,15 +465,7 @@ func exercise(file string, r *rand.Rand) error {
 		return err
 	}
 	defer db.Close()
-	check := func() error {
-		return db.View(func(tx *bolt.Tx) error {
-			for err := range tx.Check() {
-				return err
-			}
-			return nil
-		})
-	}
-	if err := check(); err != nil {
+	if err := checkBolt(db); err != nil {
 		return err
 	}
 	for round := 0; round < 6; round++ {
@@ -502,7 +494,7 @@ func exercise(file string, r *rand.Rand) error {
 		if err != nil {
 			return err
 		}
-		if err := check(); err != nil {
+		if err := checkBolt(db); err != nil {
 			return fmt.Errorf("after round %d: %w", round, err)
 		}
 	}

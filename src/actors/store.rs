@@ -15,7 +15,7 @@ use crate::actors::raft::{self, AppliedChange, RaftActor};
 use crate::actors::rt;
 use crate::actors::timings::Timings;
 use crate::actors::watch_hub::{self, WatchHubAddr};
-use crate::apply::{self, Applied, Effect, Event, Machine, Reply, describe};
+use crate::apply::{self, Applied, Effect, Event, Machine, Payload, Reply, describe, payload};
 use crate::base::clock::Clock;
 use crate::base::error::{Error, Result};
 use crate::base::failpoint;
@@ -27,7 +27,6 @@ use crate::pb::raftpb::{Entry, EntryType};
 use crate::raft::driver::Change;
 use crate::v2::Time;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
-use prost::Message as _;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,31 +55,6 @@ pub struct Pace {
     pub slow_apply: Duration,
     /// Measures that.
     pub clock: Arc<dyn Clock>,
-}
-
-/// What a committed normal entry holds.
-pub enum Payload {
-    /// The leader's empty entry.
-    Empty,
-    /// A bare v2 request: attributes, cluster version, or one of the v2 API.
-    V2(Box<rpc::Request>),
-    /// A v3 request.
-    V3(Box<rpc::InternalRaftRequest>),
-}
-
-/// Reads an entry as etcd does: as a v3 request first, and as a bare v2 request if that fails
-/// (etcd v3.5.17 `server.go` applyEntryNormal).
-pub fn payload(entry: &Entry) -> std::result::Result<Payload, prost::DecodeError> {
-    if entry.data.is_empty() {
-        return Ok(Payload::Empty);
-    }
-    match rpc::InternalRaftRequest::decode(entry.data.clone()) {
-        Ok(rpc::InternalRaftRequest { v2: Some(request), .. }) => {
-            Ok(Payload::V2(Box::new(request)))
-        }
-        Ok(request) => Ok(Payload::V3(Box::new(request))),
-        Err(_) => Ok(Payload::V2(Box::new(rpc::Request::decode(entry.data.clone())?))),
-    }
 }
 
 /// Committed entries in log order, and who waits for them or for later ones.
@@ -221,7 +195,7 @@ impl StoreActor {
     }
 
     fn time_of_day(&self) -> Time {
-        Time(i64::try_from(self.pace.clock.unix().as_nanos()).unwrap_or(i64::MAX))
+        Time::of_day(self.pace.clock.unix())
     }
 
     fn apply_v3(&mut self, entry: &Entry, request: &rpc::InternalRaftRequest) {

@@ -17,6 +17,7 @@ pub mod describe;
 mod kv;
 mod lease;
 mod machine;
+mod payload;
 mod quota;
 mod readonly;
 mod size;
@@ -28,6 +29,7 @@ pub use auth::{AuthReply, TokenChange, permit_lease, permit_txn};
 pub use check::{LEASE_COST, put_cost, txn_cost};
 pub use cluster::{conf_change_rows, v2_rows, v3_rows};
 pub use machine::{Machine, Options, Row};
+pub use payload::{Payload, payload};
 pub use quota::{DEFAULT as QUOTA_BYTES_DEFAULT, QuotaReader};
 pub use readonly::txn_readonly;
 

@@ -2,8 +2,7 @@
 //! entries that the engine or the member table still lack.
 
 use crate::actors::rt;
-use crate::actors::store::{Payload, payload};
-use crate::apply::{self, Machine, Options};
+use crate::apply::{self, Machine, Options, Payload, payload};
 use crate::base::clock::{Clock as _, SystemClock};
 use crate::base::ids::{ClusterId, MemberId};
 use crate::cli::config::{ClusterState, Config, V2Deprecation};
@@ -428,7 +427,7 @@ fn feed_entry(
         }
         Payload::V2(request) => {
             // What it refuses is refused by all members.
-            let _ = cluster.apply_v2(&request, time_of_day());
+            let _ = cluster.apply_v2(&request, Time::of_day(SystemClock.unix()));
             let rows = apply::v2_rows(&request);
             machine.record(index, term, rows.clone());
             Ok(rows)
@@ -438,10 +437,6 @@ fn feed_entry(
             Ok(Vec::new())
         }
     }
-}
-
-fn time_of_day() -> Time {
-    Time(i64::try_from(SystemClock.unix().as_nanos()).unwrap_or(i64::MAX))
 }
 
 /// Begins a log; the members of the cluster that it joins, if it does.

@@ -1,5 +1,6 @@
 //! Moments, as they stand in requests and in the JSON.
 
+use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -13,6 +14,11 @@ const NONE: &str = "0001-01-01T00:00:00Z";
 pub struct Time(pub i64);
 
 impl Time {
+    /// The time of day on a clock that counts from 1970; one beyond the year 2262 is its end.
+    pub fn of_day(unix: Duration) -> Time {
+        Time(i64::try_from(unix.as_nanos()).unwrap_or(i64::MAX))
+    }
+
     /// Seconds until `self`, rounded up; before `now` they are rounded up, too.
     pub(super) fn seconds_after(self, now: Time) -> i64 {
         let left = self.0.saturating_sub(now.0);

@@ -3,7 +3,8 @@
 
 use crate::chance::Chance;
 use bytes::Bytes;
-use rusd::mvcc::backend::{Backend, BackendError, Batch, Bucket};
+use rusd::mvcc::BUCKETS;
+use rusd::mvcc::backend::{Backend, BackendError, Batch, Bucket, MemBackend};
 use rusd::pb::raftpb::{Entry, HardState};
 use rusd::raft::log::Archive;
 use std::collections::BTreeMap;
@@ -108,54 +109,38 @@ impl Archive for Disk {
     }
 }
 
+/// The store's rows, and the batches that made them.
 #[derive(Debug, Default)]
-struct Rows {
-    rows: BTreeMap<(Bucket, Bytes), Bytes>,
-    position: (u64, u64),
-    size_bytes: u64,
-    batches: Vec<Batch>,
+pub struct Engine {
+    rows: MemBackend,
+    batches: Mutex<Vec<Batch>>,
 }
-
-impl Rows {
-    fn take(&mut self, batch: Batch) {
-        for (bucket, key, value) in &batch.ops {
-            match value {
-                Some(value) => self.rows.insert((*bucket, key.clone()), value.clone()),
-                None => self.rows.remove(&(*bucket, key.clone())),
-            };
-        }
-        self.position = (batch.consistent_index, batch.term);
-        self.size_bytes = batch.size_bytes;
-        self.batches.push(batch);
-    }
-}
-
-/// The store's rows.
-#[derive(Debug, Default)]
-pub struct Engine(Mutex<Rows>);
 
 impl Engine {
-    fn rows(&self) -> MutexGuard<'_, Rows> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn batches(&self) -> MutexGuard<'_, Vec<Batch>> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a crash leaves: everything but some of the newest batches.
     pub fn after_crash(&self, chance: &mut Chance) -> Engine {
-        let batches = self.rows().batches.clone();
+        let batches = self.batches();
         let lost = chance.below(BATCHES_LOST_MAX.min(batches.len() as u64) + 1) as usize;
-        let kept = batches.len() - lost;
-        let mut rows = Rows::default();
-        batches.into_iter().take(kept).for_each(|batch| rows.take(batch));
-        Engine(Mutex::new(rows))
+        let left = Engine::default();
+        batches[..batches.len() - lost].iter().for_each(|batch| left.submit(batch.clone()));
+        left
     }
 
     /// A hash of every row.
     pub fn hash(&self) -> u32 {
-        let mut hash = crc32c::crc32c(b"");
-        for ((bucket, key), value) in &self.rows().rows {
-            hash = crc32c::crc32c_append(hash, &[*bucket as u8]);
-            hash = crc32c::crc32c_append(hash, key);
-            hash = crc32c::crc32c_append(hash, value);
+        let mut hash = 0;
+        for (_, bucket) in BUCKETS {
+            let mut visit = |key: &[u8], value: &Bytes| {
+                hash = crc32c::crc32c_append(hash, &[bucket as u8]);
+                hash = crc32c::crc32c_append(hash, key);
+                hash = crc32c::crc32c_append(hash, value);
+                ControlFlow::Continue(())
+            };
+            self.scan(bucket, &[], None, &mut visit).expect("rows in memory can be read");
         }
         hash
     }
@@ -163,11 +148,12 @@ impl Engine {
 
 impl Backend for Engine {
     fn submit(&self, batch: Batch) {
-        self.rows().take(batch);
+        self.batches().push(batch.clone());
+        self.rows.submit(batch);
     }
 
     fn get(&self, bucket: Bucket, key: &[u8]) -> Result<Option<Bytes>, BackendError> {
-        Ok(self.rows().rows.get(&(bucket, Bytes::copy_from_slice(key))).cloned())
+        self.rows.get(bucket, key)
     }
 
     fn scan(
@@ -177,30 +163,18 @@ impl Backend for Engine {
         to: Option<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &Bytes) -> ControlFlow<()>,
     ) -> Result<(), BackendError> {
-        let found: Vec<(Bytes, Bytes)> = self
-            .rows()
-            .rows
-            .range((bucket, Bytes::copy_from_slice(from))..)
-            .take_while(|((own, key), _)| *own == bucket && to.is_none_or(|to| key[..] < *to))
-            .map(|((_, key), value)| (key.clone(), value.clone()))
-            .collect();
-        for (key, value) in &found {
-            if visit(key, value).is_break() {
-                break;
-            }
-        }
-        Ok(())
+        self.rows.scan(bucket, from, to, visit)
     }
 
     fn flush(&self) -> Result<(), BackendError> {
-        Ok(())
+        self.rows.flush()
     }
 
     fn position(&self) -> (u64, u64) {
-        self.rows().position
+        self.rows.position()
     }
 
     fn size_bytes(&self) -> u64 {
-        self.rows().size_bytes
+        self.rows.size_bytes()
     }
 }
