@@ -39,6 +39,10 @@ const WRITE_BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long the writer lets batches gather, so that one commit carries them all (etcd v3.5.17
 /// `--backend-batch-interval`). Nothing durable waits for it: that is the log's part.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
+/// How often, and how many times, a compaction looks whether fjall has written its memory to tables:
+/// 30 seconds. After that it compacts what there is.
+const FLUSH_LOOK_INTERVAL: Duration = Duration::from_millis(10);
+const FLUSH_LOOKS_MAX: usize = 3_000;
 /// What a batch costs in the queue beside its rows.
 const BATCH_OVERHEAD_BYTES: usize = 96;
 /// What a row costs in the overlay beside its key and value.
@@ -352,7 +356,18 @@ impl Engine {
     pub fn compact(&self) -> Result<(), BackendError> {
         self.flush()?;
         let rows = &self.shared.rows;
-        match std::panic::catch_unwind(AssertUnwindSafe(|| rows.major_compact())) {
+        let compact = || {
+            // What was removed lately is in memory only, where a compaction does not see it.
+            rows.rotate_memtable()?;
+            for _ in 0..FLUSH_LOOKS_MAX {
+                if rows.sealed_memtable_count() == 0 {
+                    break;
+                }
+                std::thread::sleep(FLUSH_LOOK_INTERVAL);
+            }
+            rows.major_compact()
+        };
+        match std::panic::catch_unwind(AssertUnwindSafe(compact)) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(BackendError(format!("compact: {error}"))),
             Err(_) => Err(self.shared.fatal("compact", &"the engine panicked")),

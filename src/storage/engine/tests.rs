@@ -3,8 +3,11 @@
 use super::*;
 use crate::storage::wal::Metadata;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 const ID: Metadata = Metadata { node_id: 7, cluster_id: 9 };
+/// How long fjall may take to do what it does in the background.
+const PATIENCE: Duration = Duration::from_secs(30);
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// A small generator, so that failures repeat.
@@ -357,13 +360,6 @@ fn compacting_gives_back_space_while_batches_come() {
     let removed = (1..16_u64).map(|key| (key.to_be_bytes().to_vec(), None)).collect();
     index += 1;
     engine.submit(batch(index, removed));
-    // Enough that the removals are in a table too.
-    for _ in 0..40 {
-        index += 1;
-        let key = 0_u64.to_be_bytes().to_vec();
-        engine.submit(batch(index, vec![(key, Some(rng.bytes(8_000)))]));
-        engine.flush().unwrap();
-    }
     let ended = Arc::new(AtomicBool::new(false));
     let writer = {
         let (engine, ended) = (engine.clone(), ended.clone());
@@ -383,7 +379,12 @@ fn compacting_gives_back_space_while_batches_come() {
     engine.compact().unwrap();
     ended.store(true, Ordering::Relaxed);
     let last = writer.join().unwrap();
-    assert!(engine.disk_bytes() < before / 2, "{} of {before} are left", engine.disk_bytes());
+    // One row of the sixteen. fjall's threads drop old tables when they get to it.
+    let until = Instant::now() + PATIENCE;
+    while engine.disk_bytes() >= 4 * 8_000 {
+        assert!(Instant::now() < until, "{} of {before} are left", engine.disk_bytes());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let left = rows(&engine);
     assert_eq!(left.keys().map(|key| key[7]).collect::<Vec<_>>(), [0, 100]);
     assert_eq!(left.values().next_back().unwrap()[..], last.to_be_bytes());
