@@ -20,9 +20,6 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(2);
 const BOOTSTRAPPED_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long names of all members may take to be known.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a cluster that has just begun may take to decide on its version. etcd gives up at once.
-const DECISION_TIMEOUT: Duration = Duration::from_secs(15);
-const DECISION_PAUSE: Duration = Duration::from_millis(50);
 /// Cluster versions that a member of this version can join, both included.
 const CLUSTER_VERSIONS: ((u64, u64), (u64, u64)) = ((3, 0), (3, 5));
 
@@ -70,14 +67,8 @@ pub fn existing(config: &Config, ask: &dyn Ask) -> Result<Found, String> {
     };
     let own = own_id(&config.initial_cluster, &config.name, &members, equal)
         .map_err(|why| format!("error validating peerURLs of cluster {cluster}: {why}"))?;
-    let until = SystemClock.now() + DECISION_TIMEOUT;
-    loop {
-        let others = members.iter().filter(|member| member.id != own);
-        match compatible(others, ask) {
-            Fit::Fits => break,
-            Fit::Undecided if SystemClock.now() < until => std::thread::sleep(DECISION_PAUSE),
-            _ => return Err("incompatible with current running cluster".to_owned()),
-        }
+    if !compatible(members.iter().filter(|member| member.id != own), ask) {
+        return Err("incompatible with current running cluster".to_owned());
     }
     let members = members
         .into_iter()
@@ -132,47 +123,41 @@ fn own_id(
     own.ok_or_else(|| format!("member {name:?} is not among the existing members"))
 }
 
-/// Whether a cluster's version is one that this member can join.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fit {
-    Fits,
-    /// It has only just begun, and has decided on none.
-    Undecided,
-    /// It does not fit, or nobody told it.
-    No,
-}
-
-/// At least one member's cluster version fits, and none does not.
-fn compatible<'a>(others: impl Iterator<Item = &'a rafthttp::Member>, ask: &dyn Ask) -> Fit {
+/// At least one member is of a version that this one can join, and none is not.
+///
+/// What counts is the version its cluster has decided on. A cluster of one that has just been told
+/// of this member may not have decided: it cannot before this member votes. There its server's own
+/// version counts, because a cluster never decides on a version above its members'.
+fn compatible<'a>(others: impl Iterator<Item = &'a rafthttp::Member>, ask: &dyn Ask) -> bool {
     let (lowest, highest) = CLUSTER_VERSIONS;
-    let mut fit = Fit::No;
+    let mut fits = false;
     for member in others {
-        let version = match ask.version(&parse(&member.peer_urls), VERSION_TIMEOUT) {
-            Ok((_, cluster)) => cluster,
+        let (server, cluster) = match ask.version(&parse(&member.peer_urls), VERSION_TIMEOUT) {
+            Ok(versions) => versions,
             Err(error) => {
                 tracing::warn!("remote-member-id" = %member.id, error, "failed to get version");
                 continue;
             }
         };
-        let mut parts = version.split('.').map(str::parse::<u64>);
-        // A member that has not decided yet says so in words.
-        let (Some(Ok(major)), Some(Ok(minor))) = (parts.next(), parts.next()) else {
-            if fit == Fit::No {
-                fit = Fit::Undecided;
-            }
-            continue;
-        };
-        if (major, minor) < lowest || (major, minor) > highest {
+        let Some(version) = numbers(&cluster).or_else(|| numbers(&server)) else { continue };
+        if version < lowest || version > highest {
             tracing::warn!(
                 "remote-member-id" = %member.id,
-                "remote-member-cluster-version" = version,
+                "remote-member-server-version" = server,
+                "remote-member-cluster-version" = cluster,
                 "cluster version of remote member is not compatible"
             );
-            return Fit::No;
+            return false;
         }
-        fit = Fit::Fits;
+        fits = true;
     }
-    fit
+    fits
+}
+
+/// Major and minor; `None` for the words of a member whose cluster has not decided.
+fn numbers(version: &str) -> Option<(u64, u64)> {
+    let mut parts = version.split('.').map(str::parse::<u64>);
+    Some((parts.next()?.ok()?, parts.next()?.ok()?))
 }
 
 /// Refuses to start as a member of a new cluster if that cluster runs and `own` has been in it:
@@ -248,20 +233,22 @@ mod tests {
         fn version(&self, urls: &[Url], _: Duration) -> Result<(String, String), String> {
             let at: usize = urls[0].port().parse().unwrap();
             let cluster = self.0[at].map_err(|()| "down".to_owned())?;
-            Ok(("3.5.17".to_owned(), cluster.to_owned()))
+            let server = cluster.split_once(" of ").map_or("3.5.17", |(_, server)| server);
+            Ok((server.to_owned(), cluster.to_owned()))
         }
     }
 
     #[test]
     fn a_cluster_of_another_version_is_not_joined() {
-        let cases: [(&[Result<&'static str, ()>], Fit); 7] = [
-            (&[Ok("3.5.0")], Fit::Fits),
-            (&[Ok("3.4.0"), Err(())], Fit::Fits),
-            (&[Err(()), Err(())], Fit::No),
-            (&[Ok("not_decided"), Err(())], Fit::Undecided),
-            (&[Ok("not_decided"), Ok("3.5.0")], Fit::Fits),
-            (&[Ok("3.5.0"), Ok("3.6.0")], Fit::No),
-            (&[Ok("2.3.0"), Ok("3.5.0")], Fit::No),
+        let cases: [(&[Result<&'static str, ()>], bool); 8] = [
+            (&[Ok("3.5.0")], true),
+            (&[Ok("3.4.0"), Err(())], true),
+            (&[Err(()), Err(())], false),
+            (&[Ok("not_decided"), Err(())], true),
+            (&[Ok("not_decided"), Ok("3.5.0")], true),
+            (&[Ok("not_decided of 3.6.1")], false),
+            (&[Ok("3.5.0"), Ok("3.6.0")], false),
+            (&[Ok("2.3.0"), Ok("3.5.0")], false),
         ];
         for (versions, want) in cases {
             let members: Vec<rafthttp::Member> = (0..versions.len())
