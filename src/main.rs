@@ -26,7 +26,8 @@ fn main() {
                 Ok(None) => {}
                 Ok(Some(asked)) => tracing::warn!(failpoints = asked, "failpoints are set up"),
                 Err(error) => {
-                    tracing::error!(%error, "failed to start or run the member");
+                    let fields: &[(&str, &dyn std::fmt::Display)] = &[("error", &error)];
+                    rusd::obs::log::fatal_line("failed to start or run the member", fields);
                     std::process::exit(1);
                 }
             }

@@ -118,6 +118,15 @@ const BAD: &[(&[&str], i32, &str)] = &[
         1,
         "--election-timeout[60000ms] is too long, and should be set less than 50000ms",
     ),
+    (
+        &[
+            "--experimental-enable-distributed-tracing",
+            "--experimental-distributed-tracing-sampling-rate=2000000",
+        ],
+        1,
+        "distributed tracing configurition is not valid: (tracing sampling rate must be less than \
+         1000000)",
+    ),
     (&["--heartbeat-interval", "0"], 1, "--heartbeat-interval must be >0 (set to 0ms)"),
     (
         &["--initial-cluster-state", "weird"],

@@ -67,7 +67,7 @@ pub fn run(config: Config) -> i32 {
     match system.block_on(member(config)) {
         Ok(()) => 0,
         Err(error) => {
-            tracing::error!(%error, "failed to start or run the member");
+            crate::obs::log::fatal_line("failed to start or run the member", &[("error", &error)]);
             1
         }
     }

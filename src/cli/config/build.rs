@@ -1,8 +1,8 @@
 //! A `Config` out of checked values.
 
 use super::checks::{
-    auto_compaction, check_bind, check_experimental, check_hosts, check_timing, clamp, log_config,
-    tls_versions,
+    auto_compaction, check_bind, check_experimental, check_hosts, check_timing, check_tracing,
+    clamp, log_config, tls_versions,
 };
 use super::{
     ClusterState, Config, MetricsDetail, Refusal, TlsConfig, V2Deprecation, parse_cluster,
@@ -83,6 +83,7 @@ impl Config {
         }
         check_experimental(v, notes)?;
         let (tls_min, tls_max) = tls_versions(v, from_file)?;
+        check_tracing(v)?;
 
         let name = v.text("name").to_string();
         let advertise_peer = v.urls("initial-advertise-peer-urls");

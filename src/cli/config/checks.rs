@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// Longest election timeout that etcd accepts.
 const ELECTION_MS_MAX: u64 = 50_000;
+/// Most of a million traces that may be kept.
+const TRACES_OF_A_MILLION: i64 = 1_000_000;
 
 /// Go's durations may be negative; every use of them here means zero by that.
 pub(super) fn clamp(ns: i64) -> Duration {
@@ -113,6 +115,18 @@ pub(super) fn check_experimental(v: &Values, notes: &mut Vec<Note>) -> Result<()
         ));
     }
     Ok(())
+}
+
+/// Traces are not exported; what etcd refuses about them is refused all the same.
+pub(super) fn check_tracing(v: &Values) -> Result<(), String> {
+    let rate = v.i64("experimental-distributed-tracing-sampling-rate");
+    let why = match rate {
+        _ if !v.bool("experimental-enable-distributed-tracing") => return Ok(()),
+        ..0 => "tracing sampling rate must be positive".to_owned(),
+        0..=TRACES_OF_A_MILLION => return Ok(()),
+        _ => format!("tracing sampling rate must be less than {TRACES_OF_A_MILLION}"),
+    };
+    Err(format!("distributed tracing configurition is not valid: ({why})"))
 }
 
 pub(super) fn tls_versions(

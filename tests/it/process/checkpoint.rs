@@ -9,13 +9,17 @@ use rusd::storage::wal::Wal;
 use rusd::storage::{import, snap};
 use rustix::process::Signal;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn names(member: &Member, dir: &str, suffix: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(member.data_dir().join("member").join(dir)).unwrap();
+    names_in(&member.data_dir(), dir, suffix)
+}
+
+fn names_in(data: &Path, dir: &str, suffix: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(data.join("member").join(dir)).unwrap();
     let mut names: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     names.retain(|path| path.to_str().unwrap().ends_with(suffix));
     names.sort();
@@ -70,7 +74,10 @@ async fn kills_leave_a_directory_that_an_etcd_would_take() {
         member.ready().await;
         assert!(member.data_dir().join("member/snap/db").exists());
         let load = Load::start(&member);
-        tokio::time::sleep(Duration::from_millis(300 + 170 * round)).await;
+        let before = names(&member, "snap", ".snap").pop();
+        let dir = member.data_dir();
+        eventually("a new snapshot", || names_in(&dir, "snap", ".snap").pop() > before).await;
+        tokio::time::sleep(Duration::from_millis(170 * round)).await;
         member.kill();
         let acknowledged = load.finish().await;
         let (index, newest) = verify(&member);
@@ -115,14 +122,11 @@ async fn a_full_disk_costs_the_checkpoint_and_not_the_member() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     member.logged("failed to write a checkpoint").await;
-    let dir = member.data_dir().join("member/snap");
-    eventually("a snapshot", || {
-        fs::read_dir(&dir)
-            .unwrap()
-            .any(|e| e.unwrap().path().extension().is_some_and(|e| e == "snap"))
-    })
-    .await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let dir = member.data_dir();
+    eventually("a snapshot", || !names_in(&dir, "snap", ".snap").is_empty()).await;
+    // The file may change while it is read: then it is read again.
+    let file = || File::open(dir.join("member/snap/db")).unwrap();
+    eventually("a checkpoint", || import::consistent_index(&file()).is_ok_and(|at| at >= 60)).await;
     member.kill();
     let (index, newest) = verify(&member);
     assert!(index >= 60 && newest >= 20, "{index}, {newest}");
