@@ -39,8 +39,8 @@ const WRITE_BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long the writer lets batches gather, so that one commit carries them all (etcd v3.5.17
 /// `--backend-batch-interval`). Nothing durable waits for it: that is the log's part.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
-/// How often, and how many times, a compaction looks whether fjall has written its memory to tables:
-/// 30 seconds. After that it compacts what there is.
+/// How often, and how many times, a compaction looks whether fjall has written its memory to
+/// tables: 30 seconds. After that it compacts what there is.
 const FLUSH_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const FLUSH_LOOKS_MAX: usize = 3_000;
 /// What a batch costs in the queue beside its rows.
