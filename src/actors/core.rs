@@ -2,6 +2,7 @@
 
 use crate::actors::auth::handle::AuthHandle;
 use crate::actors::handle::auth::Authority;
+use crate::actors::handle::downgrade::Downgrading;
 use crate::actors::handle::members::Membership;
 use crate::actors::handle::watch::Watching;
 use crate::actors::handle::{Answer, Node, RaftStatus};
@@ -42,6 +43,8 @@ pub struct Shared {
     compacted: watch::Sender<i64>,
     members: ArcSwap<Members>,
     alarms: ArcSwap<Vec<rpc::AlarmMember>>,
+    /// Where the cluster is under way down to.
+    downgrade: ArcSwap<Option<String>>,
     ticked_at: ArcSwap<Option<Instant>>,
     leader_changed_at: ArcSwap<Option<Instant>>,
     leader_changes: AtomicU64,
@@ -79,6 +82,7 @@ impl Shared {
             compacted: watch::Sender::new(i64::MIN),
             members: ArcSwap::from_pointee(members),
             alarms: ArcSwap::from_pointee(alarms),
+            downgrade: ArcSwap::default(),
             ticked_at: ArcSwap::default(),
             leader_changed_at: ArcSwap::default(),
             leader_changes: AtomicU64::new(0),
@@ -198,6 +202,16 @@ impl Shared {
     /// StoreActor only.
     pub fn publish_alarms(&self, alarms: Vec<rpc::AlarmMember>) {
         self.alarms.store(Arc::new(alarms));
+    }
+
+    /// The version that the cluster is under way down to.
+    pub fn downgrade(&self) -> Arc<Option<String>> {
+        self.downgrade.load_full()
+    }
+
+    /// StoreActor only.
+    pub fn publish_downgrade(&self, target: Option<&str>) {
+        self.downgrade.store(Arc::new(target.map(str::to_owned)));
     }
 
     /// RaftActor only: it is alive.
@@ -572,6 +586,10 @@ impl Node for Core {
     }
 
     fn membership(&self) -> Option<&dyn Membership> {
+        Some(self)
+    }
+
+    fn downgrading(&self) -> Option<&dyn Downgrading> {
         Some(self)
     }
 

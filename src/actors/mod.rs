@@ -13,6 +13,7 @@ pub mod checkpointer;
 pub mod compactor;
 pub mod core;
 pub mod corruption;
+mod downgrade;
 pub mod handle;
 pub mod ids;
 pub mod inbox;

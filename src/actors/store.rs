@@ -213,6 +213,9 @@ impl StoreActor {
         for effect in effects {
             self.follow(effect);
         }
+        if request.downgrade_info_set.is_some() {
+            self.shared.publish_downgrade(self.machine.downgrade());
+        }
         if result == Err(Error::NoSpace) && !self.machine.no_space() {
             self.no_space.exceeded(self.waiters.remove(&id), &self.shared);
             return;

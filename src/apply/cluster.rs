@@ -3,10 +3,11 @@
 
 use crate::base::gojson;
 use crate::cluster::members::{self, Member, Members, PeerChange, Rejected};
-use crate::mvcc::backend::{Bucket, Op};
+use crate::cluster::version::Version;
+use crate::mvcc::backend::{Backend, BackendError, Bucket, Op};
 use crate::pb::etcdserverpb as rpc;
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Meta row of the newest configuration (etcd v3.5.17 `membership/confstate.go`).
 const CONF_STATE: &[u8] = b"confState";
@@ -26,11 +27,24 @@ struct ConfStateJson {
 }
 
 /// etcd v3.5.17 `membership/downgrade.go` DowngradeInfo.
-#[derive(Serialize)]
-struct DowngradeJson<'a> {
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct DowngradeJson {
     #[serde(rename = "target-version")]
-    target_version: &'a str,
+    target_version: String,
     enabled: bool,
+}
+
+/// The version that the cluster is under way down to, as the engine has it.
+pub(super) fn downgrade_in(backend: &dyn Backend) -> Result<Option<String>, BackendError> {
+    let Some(row) = backend.get(Bucket::Cluster, DOWNGRADE)? else { return Ok(None) };
+    let read: Result<DowngradeJson, _> = serde_json::from_slice(&row);
+    let info = read.map_err(|error| BackendError(format!("the row of the downgrade: {error}")))?;
+    if info.enabled && Version::parse(&info.target_version).is_none() {
+        let target = info.target_version;
+        return Err(BackendError(format!("the row of the downgrade: {target:?} is no version")));
+    }
+    Ok(info.enabled.then_some(info.target_version))
 }
 
 fn json(value: &impl Serialize) -> Bytes {
@@ -83,7 +97,7 @@ pub fn v3_rows(request: &rpc::InternalRaftRequest) -> Vec<Op> {
         return vec![version_row(&set.ver)];
     }
     if let Some(set) = &request.downgrade_info_set {
-        let target_version = if set.enabled { set.ver.as_str() } else { "" };
+        let target_version = if set.enabled { set.ver.clone() } else { String::new() };
         let info = json(&DowngradeJson { target_version, enabled: set.enabled });
         return vec![(Bucket::Cluster, Bytes::from_static(DOWNGRADE), Some(info))];
     }

@@ -42,6 +42,8 @@ pub struct Machine {
     pub(super) store: Store,
     pub(super) leases: LeaseTable,
     pub(super) alarms: Alarms,
+    /// Where the cluster is under way down to.
+    downgrade: Option<String>,
     pub(super) auth: AuthStore,
     pub(super) quota: Quota,
     size: Size,
@@ -91,6 +93,7 @@ impl Machine {
         let persist = options.persist_checkpoints;
         let leases = LeaseTable::open(&*backend, options.min_ttl, persist, leased)?;
         let alarms = Alarms::open(&*backend)?;
+        let downgrade = super::cluster::downgrade_in(&*backend)?;
         let position = backend.position();
         found_auth(&*backend, store.revision())?;
         let auth = AuthStore::open(&*backend)?;
@@ -101,6 +104,7 @@ impl Machine {
             store,
             leases,
             alarms,
+            downgrade,
             auth,
             quota: Quota::new(options.quota_bytes),
             ops: Vec::new(),
@@ -157,6 +161,11 @@ impl Machine {
     /// The raised alarms, by kind and member.
     pub fn alarms(&self) -> Vec<rpc::AlarmMember> {
         self.alarms.get(rpc::AlarmType::None)
+    }
+
+    /// The version that the cluster is under way down to, `3.4.0`; `None` while it is not.
+    pub fn downgrade(&self) -> Option<&str> {
+        self.downgrade.as_deref()
     }
 
     /// Damage met while applying. From then on nothing is applied and the member must stop.
@@ -361,6 +370,9 @@ impl Machine {
             Ok(Reply::Alarm(self.alarm(r)))
         } else {
             self.ops.extend(super::cluster::v3_rows(request));
+            if let Some(set) = &request.downgrade_info_set {
+                self.downgrade = set.enabled.then(|| set.ver.clone());
+            }
             self.apply_auth(index, request).unwrap_or(Ok(Reply::Empty))
         }
     }

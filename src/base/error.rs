@@ -78,6 +78,7 @@ errors! {
     InvalidDowngradeTargetVersion,
     DowngradeInProcess,
     NoInflightDowngrade,
+    UnknownMethod,
     CanceledByClient,
     DeadlineExceeded,
     NotImplemented,

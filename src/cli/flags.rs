@@ -111,7 +111,6 @@ const NO_PPROF: Effect = Effect::AcceptedWithoutEffect("there is no Go runtime t
 const CATCH_UP: Effect = Effect::Later("the log that stays on the disk is sent, which is more");
 const CHECKPOINTS: Effect =
     Effect::AcceptedWithoutEffect("the database file follows at its own pace");
-const DOWNGRADE: Effect = Effect::Later("there is no downgrade");
 const V2_API: Effect = Effect::Later("the v2 API is not served");
 const GATEWAY: Effect = Effect::Later("the JSON gateway is not served");
 const SRV: Effect = Effect::Later("SRV records are not looked up");
@@ -267,7 +266,7 @@ pub const FLAGS: &[Flag] = &[
     f(EXPERIMENTAL, "experimental-compaction-sleep-interval", Duration, "0s", W, "Pause between the steps of a compaction (0: 10ms)."),
     f(EXPERIMENTAL, "experimental-peer-skip-client-san-verification", Bool, "false", W, "Do not check the host names in certificates of connecting peers."),
     f(EXPERIMENTAL, "experimental-watch-progress-notify-interval", Duration, "0s", W, "Interval of progress notices to watchers (0: 10m)."),
-    f(EXPERIMENTAL, "experimental-downgrade-check-time", Duration, "5s", DOWNGRADE, "Interval of looking at a downgrade's progress."),
+    f(EXPERIMENTAL, "experimental-downgrade-check-time", Duration, "5s", W, "Interval of looking at a downgrade's progress."),
     f(EXPERIMENTAL, "experimental-memory-mlock", Bool, "false", NO_BBOLT, "Keep the database's pages in memory."),
     f(EXPERIMENTAL, "experimental-warning-apply-duration", Duration, "100ms", W, "Warn about requests that take longer."),
     f(EXPERIMENTAL, "experimental-txn-mode-write-with-shared-buffer", Bool, "true", NO_BBOLT, "Share the read buffer with write transactions that check first."),

@@ -5,3 +5,4 @@ pub mod identity;
 pub mod members;
 pub mod reconfig;
 pub mod state;
+pub mod version;

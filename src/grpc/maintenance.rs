@@ -6,6 +6,7 @@ use crate::apply::Reply;
 use crate::base::error::Error;
 use crate::base::ids::MemberId;
 use crate::pb::etcdserverpb as rpc;
+use crate::pb::etcdserverpb::downgrade_request::DowngradeAction;
 use futures_util::Stream;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -124,7 +125,19 @@ impl rpc::maintenance_server::Maintenance for Service {
         request: Request<rpc::DowngradeRequest>,
     ) -> Result<Response<rpc::DowngradeResponse>, Status> {
         self.0.require_admin(&self.0.credentials(&request)).await.map_err(status::of)?;
-        Err(status::of(Error::NotImplemented))
+        let downgrading = self.0.node.downgrading();
+        let downgrading = downgrading.ok_or_else(|| status::of(Error::NotImplemented))?;
+        let rpc::DowngradeRequest { action, version } = request.into_inner();
+        let version = match DowngradeAction::try_from(action) {
+            Ok(DowngradeAction::Validate) => downgrading.validate(&version).await,
+            Ok(DowngradeAction::Enable) => downgrading.enable(&version).await,
+            Ok(DowngradeAction::Cancel) => downgrading.cancel().await,
+            Err(_) => return Err(status::of(Error::UnknownMethod)),
+        };
+        let version = version.map_err(status::of)?;
+        let mut header = Some(rpc::ResponseHeader::default());
+        self.0.fill(&mut header);
+        Ok(Response::new(rpc::DowngradeResponse { header, version }))
     }
 }
 

@@ -111,6 +111,7 @@ pub fn code_and_text(error: Error) -> (Code, &'static str) {
             (FailedPrecondition, "etcdserver: cluster has a downgrade job in progress")
         }
         Error::NoInflightDowngrade => (FailedPrecondition, "etcdserver: no inflight downgrade job"),
+        Error::UnknownMethod => (Unknown, "etcdserver: unknown method"),
         Error::CanceledByClient => (Cancelled, "context canceled"),
         Error::DeadlineExceeded => (DeadlineExceeded, "context deadline exceeded"),
         Error::NotImplemented => (Unimplemented, "etcdserver: not implemented"),

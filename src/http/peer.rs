@@ -23,15 +23,18 @@ const LEASE_BODY_BYTES_MAX: usize = 64 * 1024;
 /// A lease that a leader does not know has this TTL in an answer.
 const NO_LEASE_TTL: i64 = -1;
 
+/// Where a member that joins asks whether the cluster is under way to an older version.
+const DOWNGRADE_ENABLED: &str = "/downgrade/enabled";
+
 /// A body, or why it could not be read.
 type Received = Result<Bytes, BytesRejection>;
 
-/// `/members` and what is below it, `/version`, `/leases` and `/leases/internal`. It has no
-/// fallback; the listener's is [`crate::http::not_found`].
+/// `/members` and what is below it, `/downgrade/enabled`, `/version`, `/leases` and
+/// `/leases/internal`. It has no fallback; the listener's is [`crate::http::not_found`].
 pub fn peer_router(node: NodeHandle, hash: HashRead) -> Router {
     let hash_node = node.clone();
     let (members_node, version_node, renew_node) = (node.clone(), node.clone(), node.clone());
-    let promote_node = node.clone();
+    let (promote_node, downgrade_node) = (node.clone(), node.clone());
     Router::new()
         .route(
             "/members",
@@ -47,6 +50,12 @@ pub fn peer_router(node: NodeHandle, hash: HashRead) -> Router {
             HASH_KV,
             any(move |method: Method, headers: HeaderMap, body: Received| async move {
                 hash_kv(&hash_node, hash, &method, &headers, body.ok()).await
+            }),
+        )
+        .route(
+            DOWNGRADE_ENABLED,
+            any(move |method: Method| async move {
+                downgrade_enabled(&downgrade_node, &method).await
             }),
         )
         .route(
@@ -135,6 +144,25 @@ async fn promote(node: &NodeHandle, method: &Method, id: &str) -> Response<Body>
             "application/json",
             "{\"message\":\"Internal Server Error\"}",
         ),
+    };
+    signed(node, answer)
+}
+
+/// (etcd v3.5.17 `etcdserver/server.go` downgradeEnabledHandler)
+async fn downgrade_enabled(node: &NodeHandle, method: &Method) -> Response<Body> {
+    if let Err(refusal) = allow(method, &Method::GET) {
+        return *refusal;
+    }
+    let enabled = match node.downgrading() {
+        Some(downgrading) => downgrading.is_enabled().await,
+        None => Err(Error::NotImplemented),
+    };
+    let answer = match enabled {
+        Ok(enabled) => typed(StatusCode::OK, "text/plain", enabled.to_string()),
+        Err(error) => {
+            let text = format!("failed linearized read: {}", error_text(error));
+            failure(StatusCode::INTERNAL_SERVER_ERROR, &text)
+        }
     };
     signed(node, answer)
 }

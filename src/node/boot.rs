@@ -9,6 +9,7 @@ use crate::cli::config::{ClusterState, Config, V2Deprecation};
 use crate::cluster::identity;
 use crate::cluster::members::Member;
 use crate::cluster::state::Cluster;
+use crate::cluster::version::{self, Version};
 use crate::mvcc::backend::{Backend as _, Op};
 use crate::node::join::{self, Ask};
 use crate::node::resolve;
@@ -98,6 +99,7 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
     let commit = committed(&wal, &replay, machine.position().0)?;
     feed(&wal, snapshot_index + 1..=commit, &mut machine, &mut cluster)?;
     machine.flush_position();
+    refuse_another_version(&cluster, &machine)?;
     defragment_if_worth_it(config, &engine, &mut machine);
     let hard_state = crate::pb::raftpb::HardState { commit, ..replay.hard_state };
     if commit > replay.hard_state.commit {
@@ -207,6 +209,22 @@ fn cluster_at(snap: Option<&Snap>) -> Result<Cluster, String> {
         .map_err(|error| format!("the snapshot at index {}: {error}", snap.index))?;
     tracing::info!(index = snap.index, term = snap.term, "the log follows a snapshot");
     Ok(cluster)
+}
+
+/// Whether a member of this version may start in this cluster.
+fn refuse_another_version(cluster: &Cluster, machine: &Machine) -> Result<(), String> {
+    let Some(own) = Version::parse(crate::grpc::VERSION) else { unreachable!("three numbers") };
+    let decided = cluster.members().version();
+    let allowed = version::may_start(own, decided, machine.downgrade());
+    allowed.map_err(|why| {
+        let decided = decided.unwrap_or("not_decided");
+        let target = machine.downgrade().unwrap_or("none");
+        format!(
+            "{why} (determined-cluster-version: {decided}, target-cluster-version: {target}, \
+             current-server-version: {})",
+            crate::grpc::VERSION
+        )
+    })
 }
 
 /// Whether a snapshot may hold keys of the v2 API (etcd v3.5.17 `server.go`
@@ -506,6 +524,10 @@ mod tests {
         }
 
         fn version(&self, _: &[Url], _: Duration) -> Result<(String, String), String> {
+            Err("nobody is there".to_owned())
+        }
+
+        fn downgrade_enabled(&self, _: &[Url], _: Duration) -> Result<bool, String> {
             Err("nobody is there".to_owned())
         }
     }

@@ -102,6 +102,11 @@ impl Ask for AskPeers {
         let asked = rafthttp::get_version(self.connector.as_ref(), urls, wait);
         self.runtime.block_on(asked).map_err(|error| error.to_string())
     }
+
+    fn downgrade_enabled(&self, urls: &[Url], wait: Duration) -> std::result::Result<bool, String> {
+        let asked = rafthttp::get_downgrade_enabled(self.connector.as_ref(), urls, wait);
+        self.runtime.block_on(asked).map_err(|error| error.to_string())
+    }
 }
 
 impl rafthttp::Connect for Connector {

@@ -7,6 +7,7 @@ use crate::base::ids::{ClusterId, MemberId};
 use crate::base::url::Url;
 use crate::cli::config::Config;
 use crate::cluster::members::Member;
+use crate::cluster::version::Version;
 use crate::node::resolve;
 use crate::transport::rafthttp;
 use std::time::Duration;
@@ -21,7 +22,10 @@ const BOOTSTRAPPED_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long names of all members may take to be known.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Cluster versions that a member of this version can join, both included.
-const CLUSTER_VERSIONS: ((u64, u64), (u64, u64)) = ((3, 0), (3, 5));
+const CLUSTER_VERSIONS: (Version, Version) =
+    (Version { major: 3, minor: 0 }, Version { major: 3, minor: 5 });
+/// The only one if the cluster is under way to an older version.
+const CLUSTER_VERSION_ABOVE: Version = Version { major: 3, minor: 6 };
 
 /// The questions, asked over peer ports; they block.
 pub trait Ask {
@@ -33,6 +37,8 @@ pub trait Ask {
     ) -> Result<(ClusterId, Vec<rafthttp::Member>), String>;
     /// A member's server and cluster version.
     fn version(&self, urls: &[Url], wait: Duration) -> Result<(String, String), String>;
+    /// Whether the cluster is under way to an older version.
+    fn downgrade_enabled(&self, urls: &[Url], wait: Duration) -> Result<bool, String>;
 }
 
 /// What a member that joins is told.
@@ -67,7 +73,8 @@ pub fn existing(config: &Config, ask: &dyn Ask) -> Result<Found, String> {
     };
     let own = own_id(&config.initial_cluster, &config.name, &members, equal)
         .map_err(|why| format!("error validating peerURLs of cluster {cluster}: {why}"))?;
-    if !compatible(members.iter().filter(|member| member.id != own), ask) {
+    let others: Vec<&rafthttp::Member> = members.iter().filter(|other| other.id != own).collect();
+    if !compatible(&others, ask) {
         return Err("incompatible with current running cluster".to_owned());
     }
     let members = members
@@ -128,8 +135,11 @@ fn own_id(
 /// What counts is the version its cluster has decided on. A cluster of one that has just been told
 /// of this member may not have decided: it cannot before this member votes. There its server's own
 /// version counts, because a cluster never decides on a version above its members'.
-fn compatible<'a>(others: impl Iterator<Item = &'a rafthttp::Member>, ask: &dyn Ask) -> bool {
-    let (lowest, highest) = CLUSTER_VERSIONS;
+fn compatible(others: &[&rafthttp::Member], ask: &dyn Ask) -> bool {
+    let (lowest, highest) = match downgrade_enabled(others, ask) {
+        true => (CLUSTER_VERSION_ABOVE, CLUSTER_VERSION_ABOVE),
+        false => CLUSTER_VERSIONS,
+    };
     let mut fits = false;
     for member in others {
         let (server, cluster) = match ask.version(&parse(&member.peer_urls), VERSION_TIMEOUT) {
@@ -139,7 +149,9 @@ fn compatible<'a>(others: impl Iterator<Item = &'a rafthttp::Member>, ask: &dyn 
                 continue;
             }
         };
-        let Some(version) = numbers(&cluster).or_else(|| numbers(&server)) else { continue };
+        let Some(version) = Version::parse(&cluster).or_else(|| Version::parse(&server)) else {
+            continue;
+        };
         if version < lowest || version > highest {
             tracing::warn!(
                 "remote-member-id" = %member.id,
@@ -154,10 +166,22 @@ fn compatible<'a>(others: impl Iterator<Item = &'a rafthttp::Member>, ask: &dyn 
     fits
 }
 
-/// Major and minor; `None` for the words of a member whose cluster has not decided.
-fn numbers(version: &str) -> Option<(u64, u64)> {
-    let mut parts = version.split('.').map(str::parse::<u64>);
-    Some((parts.next()?.ok()?, parts.next()?.ok()?))
+/// By the first member that answers, which asks a quorum.
+fn downgrade_enabled(others: &[&rafthttp::Member], ask: &dyn Ask) -> bool {
+    others
+        .iter()
+        .find_map(|member| {
+            let answer = ask.downgrade_enabled(&parse(&member.peer_urls), VERSION_TIMEOUT);
+            let failed = |error: &String| {
+                tracing::warn!(
+                    "remote-member-id" = %member.id,
+                    error,
+                    "failed to get downgrade enabled status"
+                );
+            };
+            answer.inspect_err(failed).ok()
+        })
+        .unwrap_or(false)
 }
 
 /// Refuses to start as a member of a new cluster if that cluster runs and `own` has been in it:
@@ -216,7 +240,7 @@ mod tests {
         assert_eq!(own_id(&flags, "b", &other, by_address), Ok(MemberId(7)));
     }
 
-    struct Versions(Vec<Result<&'static str, ()>>);
+    struct Versions(Vec<Result<&'static str, ()>>, Result<bool, ()>);
 
     impl Ask for Versions {
         fn members(
@@ -236,6 +260,10 @@ mod tests {
             let server = cluster.split_once(" of ").map_or("3.5.17", |(_, server)| server);
             Ok((server.to_owned(), cluster.to_owned()))
         }
+
+        fn downgrade_enabled(&self, _: &[Url], _: Duration) -> Result<bool, String> {
+            self.1.map_err(|()| "down".to_owned())
+        }
     }
 
     #[test]
@@ -254,8 +282,13 @@ mod tests {
             let members: Vec<rafthttp::Member> = (0..versions.len())
                 .map(|at| there(at as u64 + 1, &[&format!("http://a:{at}")]))
                 .collect();
-            let ask = Versions(versions.to_vec());
-            assert_eq!(compatible(members.iter(), &ask), want, "{versions:?}");
+            let members: Vec<&rafthttp::Member> = members.iter().collect();
+            let ask = Versions(versions.to_vec(), Ok(false));
+            assert_eq!(compatible(&members, &ask), want, "{versions:?}");
+            let ask = Versions(versions.to_vec(), Err(()));
+            assert_eq!(compatible(&members, &ask), want, "{versions:?}");
+            let ask = Versions(versions.to_vec(), Ok(true));
+            assert!(!compatible(&members, &ask), "{versions:?}");
         }
     }
 
@@ -266,7 +299,7 @@ mod tests {
         let advertised = "--initial-advertise-peer-urls=http://a:1";
         let words: Vec<String> = words.into_iter().chain([advertised]).map(str::to_owned).collect();
         let Command::Serve(config) = cli::parse(&words, &[]) else { panic!("serves") };
-        let ask = Versions(Vec::new());
+        let ask = Versions(Vec::new(), Ok(false));
         let check = |id| not_bootstrapped(&config, MemberId(id), &ask);
         assert_eq!(check(7), Err("member 7 has already been bootstrapped".to_owned()));
         assert_eq!(check(9), Ok(()), "it has not started");

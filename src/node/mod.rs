@@ -96,6 +96,7 @@ async fn member(config: Config) -> Result<(), String> {
         booted.machine.alarms(),
         inbox,
     ));
+    shared.publish_downgrade(booted.machine.downgrade());
     let reader = booted.machine.reader();
     let leases = booted.machine.lease_reader();
     let quota = booted.machine.quota_reader();
@@ -275,6 +276,8 @@ async fn member(config: Config) -> Result<(), String> {
     serve::peers(&config, &tls, listeners.peer, &core, &transport, hash, stopping.clone());
     publish::spawn_tick_advance(core.clone(), &config, transport.clone());
     publish::spawn_version_monitor(core.clone(), connector.clone(), stopping.clone());
+    let interval = config.experimental_downgrade_check_time;
+    publish::spawn_downgrade_monitor(core.clone(), connector.clone(), interval, stopping.clone());
 
     tokio::select! {
         () = publish::publish(&core, &config) => {}

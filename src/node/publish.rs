@@ -3,10 +3,12 @@
 
 use crate::actors::core::Core;
 use crate::actors::handle::Node as _;
+use crate::actors::handle::downgrade::Downgrading as _;
 use crate::actors::inbox::Ask;
 use crate::base::url::Url;
 use crate::cli::config::Config;
-use crate::cluster::members::{publish_request, version_request};
+use crate::cluster::members::{Member, publish_request, version_request};
+use crate::cluster::version::Version;
 use crate::node::glue::Connector;
 use crate::transport::rafthttp::{self, Transport};
 use std::sync::Arc;
@@ -22,7 +24,7 @@ const VERSION_INTERVAL_ALONE: Duration = Duration::from_millis(20);
 /// A member that does not answer in this time counts as unreachable.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(2);
 /// The version that a cluster has while not every member can be asked.
-const VERSION_MIN: &str = "3.0.0";
+const VERSION_MIN: Version = Version { major: 3, minor: 0 };
 
 /// Ticks of the first election timeout that are never skipped.
 const TICKS_LEFT: usize = 2;
@@ -96,12 +98,15 @@ pub fn spawn_version_monitor(
                 continue;
             }
             let lowest = lowest_version(&core, &connector).await;
-            let wanted = lowest.unwrap_or_else(|| VERSION_MIN.to_owned());
-            let newer = decided.as_deref().is_none_or(|decided| is_newer(&wanted, decided));
-            if !newer {
-                continue;
-            }
-            match core.propose_v2(version_request(&wanted)).await {
+            let wanted = match (&decided, lowest) {
+                (None, lowest) => lowest.unwrap_or(VERSION_MIN),
+                (Some(decided), Some(lowest)) => match Version::parse(decided) {
+                    Some(decided) if decided.may_become(lowest) => lowest,
+                    _ => continue,
+                },
+                (Some(_), None) => continue,
+            };
+            match core.propose_v2(version_request(&wanted.to_string())).await {
                 Ok(_) => tracing::info!("cluster-version" = %wanted, "set the cluster version"),
                 Err(error) => tracing::warn!(?error, "failed to update cluster version"),
             }
@@ -109,30 +114,66 @@ pub fn spawn_version_monitor(
     });
 }
 
-/// `major.minor.0` of the oldest member, or `None` while one cannot be asked.
-async fn lowest_version(core: &Core, connector: &Arc<Connector>) -> Option<String> {
-    let mut lowest = parse(crate::grpc::VERSION)?;
+/// The version of the oldest member, or `None` while one cannot be asked.
+async fn lowest_version(core: &Core, connector: &Connector) -> Option<Version> {
+    let mut lowest = Version::parse(crate::grpc::VERSION)?;
     for member in core.shared.members().iter() {
         if member.id == core.shared.member_id.0 {
             continue;
         }
-        let urls: Vec<Url> =
-            member.peer_urls.iter().filter_map(|url| Url::parse(url).ok()).collect();
-        let asked = rafthttp::get_version(connector.as_ref(), &urls, VERSION_TIMEOUT).await;
-        let (server, _) = asked.ok()?;
-        lowest = lowest.min(parse(&server)?);
+        let (server, _) = versions(member, connector).await?;
+        lowest = lowest.min(Version::parse(&server)?);
     }
-    Some(format!("{}.{}.0", lowest.0, lowest.1))
+    Some(lowest)
 }
 
-fn parse(version: &str) -> Option<(u64, u64)> {
-    let mut parts = version.split('.');
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+/// A member's server version and the cluster version that it knows.
+async fn versions(member: &Member, connector: &Connector) -> Option<(String, String)> {
+    let urls: Vec<Url> = member.peer_urls.iter().filter_map(|url| Url::parse(url).ok()).collect();
+    rafthttp::get_version(connector, &urls, VERSION_TIMEOUT).await.ok()
 }
 
-fn is_newer(wanted: &str, decided: &str) -> bool {
-    match (parse(wanted), parse(decided)) {
-        (Some(wanted), Some(decided)) => wanted > decided,
-        _ => false,
+/// While this member leads, ends a downgrade that has arrived: one after which all members know
+/// the cluster to have its version (etcd v3.5.17 `etcdserver/server.go` monitorDowngrade).
+pub fn spawn_downgrade_monitor(
+    core: Arc<Core>,
+    connector: Arc<Connector>,
+    interval: Duration,
+    mut stopping: watch::Receiver<bool>,
+) {
+    if interval.is_zero() {
+        return;
     }
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                _ = stopping.changed() => return,
+            }
+            let target = core.shared.downgrade();
+            let Some(target) = target.as_deref() else { continue };
+            if !core.shared.standing().is_leader || !has_arrived(target, &core, &connector).await {
+                continue;
+            }
+            tracing::info!("cluster-version" = target, "the cluster has been downgraded");
+            if let Err(error) = core.cancel().await {
+                tracing::warn!(?error, "failed to cancel downgrade");
+            }
+        }
+    });
+}
+
+async fn has_arrived(target: &str, core: &Core, connector: &Connector) -> bool {
+    let target = Version::parse(target);
+    let arrived = |cluster: &str| Version::parse(cluster).is_some_and(|at| Some(at) == target);
+    for member in core.shared.members().iter() {
+        let cluster = match member.id == core.shared.member_id.0 {
+            true => core.cluster_version(),
+            false => versions(member, connector).await.map(|(_, cluster)| cluster),
+        };
+        if !cluster.as_deref().is_some_and(arrived) {
+            return false;
+        }
+    }
+    true
 }

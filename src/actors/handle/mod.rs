@@ -2,6 +2,7 @@
 //! Uses: apply, auth, base, lease, mvcc, obs, pb
 
 pub mod auth;
+pub mod downgrade;
 pub mod members;
 pub mod watch;
 
@@ -62,6 +63,10 @@ pub trait Node: Send + Sync + 'static {
     }
     /// Changes of the members; a node without them answers `NotImplemented`.
     fn membership(&self) -> Option<&dyn members::Membership> {
+        None
+    }
+    /// Downgrades of the cluster; a node without them answers `NotImplemented`.
+    fn downgrading(&self) -> Option<&dyn downgrade::Downgrading> {
         None
     }
     /// Hands leadership over; returns once the other member leads. `NotLeader` if this one does

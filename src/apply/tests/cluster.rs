@@ -105,7 +105,11 @@ fn membership_rows_are_those_of_etcd() {
     assert_eq!(c.world.apply(downgrade(true, "3.4.0")).result, Ok(Reply::Empty));
     let on = "{\"target-version\":\"3.4.0\",\"enabled\":true}";
     assert_eq!(c.row(Bucket::Cluster, "downgrade").as_deref(), Some(on));
+    assert_eq!(c.world.machine.downgrade(), Some("3.4.0"));
+    let again = Machine::open(c.world.backend.clone(), Options::default()).unwrap();
+    assert_eq!(again.downgrade(), Some("3.4.0"));
     c.world.apply(downgrade(false, "3.4.0")).result.unwrap();
+    assert_eq!(c.world.machine.downgrade(), None);
     let off = "{\"target-version\":\"\",\"enabled\":false}";
     assert_eq!(c.row(Bucket::Cluster, "downgrade").as_deref(), Some(off));
     assert_eq!(c.world.backend.position().0, c.world.index);

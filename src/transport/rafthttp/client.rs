@@ -164,6 +164,24 @@ pub async fn get_version(
     Err(last(error, "member has no peer URL"))
 }
 
+/// Asks the first URL that answers whether its cluster is under way to an older version.
+pub async fn get_downgrade_enabled(
+    connect: &dyn Connect,
+    urls: &[Url],
+    wait: Duration,
+) -> io::Result<bool> {
+    let mut error = None;
+    for url in urls {
+        let got = get(connect, url, "/downgrade/enabled", wait).await;
+        match got.map(|(_, _, body)| std::str::from_utf8(&body).ok().and_then(|t| t.parse().ok())) {
+            Ok(Some(enabled)) => return Ok(enabled),
+            Ok(None) => error = Some(io::Error::other("an answer that is neither true nor false")),
+            Err(failure) => error = Some(failure),
+        }
+    }
+    Err(last(error, "member has no peer URL"))
+}
+
 /// Asks the first URL that answers for its cluster's id and members.
 pub async fn get_members(
     connect: &dyn Connect,

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 
-pub use client::{ANSWER_BYTES_MAX, Member, get_members, get_version};
+pub use client::{ANSWER_BYTES_MAX, Member, get_downgrade_enabled, get_members, get_version};
 pub use connect::{Connect, Connecting, Io, PlainConnect};
 pub use hashkv::{HashError, PeerHash, get_hash_kv};
 pub use pool::Pool;

@@ -7,6 +7,7 @@ mod compaction;
 mod corruption;
 mod daemon;
 mod damage;
+mod downgrade;
 mod durable;
 mod lease;
 mod load;
