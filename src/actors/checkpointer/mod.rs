@@ -35,6 +35,10 @@ use std::time::{Duration, Instant};
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// After one that took so long, so many times that pass before the next.
 const REST_FACTOR: u32 = 10;
+/// A small one costs little, however long a busy disk kept it waiting: the longest rest after it,
+/// and how many bytes it may have.
+const REST_AFTER_SMALL_MAX: Duration = Duration::from_millis(300);
+const SMALL_BYTES: u64 = 1024 * 1024;
 /// The same within one, after each part that was written and synced: the log's syncs come between.
 const PART_REST_FACTOR: u32 = 2;
 /// The longest rest after a part.
@@ -183,6 +187,12 @@ pub fn start(handle: CheckpointerHandle, parts: Parts) -> std::io::Result<Runnin
     Ok(Running { handle, thread })
 }
 
+/// How long it writes nothing after a checkpoint of so many bytes.
+fn rest_after(took: Duration, bytes: u64) -> Duration {
+    let most = if bytes <= SMALL_BYTES { REST_AFTER_SMALL_MAX } else { Duration::MAX };
+    (took * REST_FACTOR).min(most)
+}
+
 struct Worker {
     handle: CheckpointerHandle,
     parts: Parts,
@@ -270,7 +280,7 @@ impl Worker {
         self.parts.checkpoint.publish(prepared, &self.parts.engine)?;
         let now = self.parts.clock.now();
         let took = now.duration_since(begun);
-        self.resting_until = Some(now + took * REST_FACTOR);
+        self.resting_until = Some(now + rest_after(took, bytes));
         self.budget.spend(bytes);
         metrics().checkpoints.observe(took.as_secs_f64());
         metrics().checkpoint_bytes.inc_by(bytes);
@@ -343,5 +353,18 @@ impl Worker {
         {
             self.failed(&error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_checkpoint_that_a_busy_disk_delays_is_followed_by_the_next_one_soon() {
+        let ms = Duration::from_millis;
+        assert_eq!(rest_after(ms(5), 24_576), ms(50));
+        assert_eq!(rest_after(ms(400), 24_576), ms(300));
+        assert_eq!(rest_after(ms(400), 64 * 1024 * 1024), ms(4_000));
     }
 }
