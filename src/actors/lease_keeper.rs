@@ -27,28 +27,21 @@ const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 /// behind what one such look proposes.
 const WAVE_INTERVAL: Duration = Duration::from_millis(4);
 
-/// A lease was granted with this TTL in seconds.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Granted {
-    pub id: LeaseId,
-    pub ttl: i64,
+/// What an entry did to a lease.
+#[derive(Clone, Copy, Debug)]
+pub enum Change {
+    /// It was granted with this TTL in seconds.
+    Granted { id: LeaseId, ttl: i64 },
+    /// It is gone.
+    Revoked { id: LeaseId },
+    /// Its remaining time was checkpointed, in seconds, or its checkpoint removed (0).
+    Checkpointed { id: LeaseId, remaining: i64 },
 }
 
-/// A lease is gone.
+/// What a batch of entries did to leases, in order.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Revoked {
-    pub id: LeaseId,
-}
-
-/// A lease's remaining time was checkpointed, in seconds, or its checkpoint removed (0).
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct CheckpointApplied {
-    pub id: LeaseId,
-    pub remaining: i64,
-}
+pub struct Changes(pub Vec<Change>);
 
 /// This member leads in `term` and has applied everything before its leadership.
 #[derive(Message)]
@@ -319,21 +312,16 @@ impl Restartable for LeaseKeeper {
     }
 }
 
-impl Handles<Granted> for LeaseKeeper {
-    fn handle(&mut self, Granted { id, ttl }: Granted, _: &mut Life<'_, Self>) {
-        self.schedule.granted(id, ttl, self.clock.now());
-    }
-}
-
-impl Handles<Revoked> for LeaseKeeper {
-    fn handle(&mut self, Revoked { id }: Revoked, _: &mut Life<'_, Self>) {
-        self.revoked(id);
-    }
-}
-
-impl Handles<CheckpointApplied> for LeaseKeeper {
-    fn handle(&mut self, applied: CheckpointApplied, _: &mut Life<'_, Self>) {
-        self.checkpointed(applied.id, applied.remaining);
+impl Handles<Changes> for LeaseKeeper {
+    fn handle(&mut self, Changes(changes): Changes, _: &mut Life<'_, Self>) {
+        let now = self.clock.now();
+        for change in changes {
+            match change {
+                Change::Granted { id, ttl } => self.schedule.granted(id, ttl, now),
+                Change::Revoked { id } => self.revoked(id),
+                Change::Checkpointed { id, remaining } => self.checkpointed(id, remaining),
+            }
+        }
     }
 }
 

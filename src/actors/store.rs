@@ -109,6 +109,8 @@ pub struct StoreActor {
     no_space: NoSpace,
     /// Events of the batch at hand, by revision.
     events: Vec<(i64, Vec<Event>)>,
+    /// What the batch at hand did to leases.
+    lease_changes: Vec<lease_keeper::Change>,
     compacting: bool,
     timings: Timings,
     trigger: Trigger,
@@ -138,6 +140,7 @@ impl StoreActor {
             answers: Vec::new(),
             no_space: NoSpace::default(),
             events: Vec::new(),
+            lease_changes: Vec::new(),
             compacting: false,
             timings: Timings::new(),
             trigger,
@@ -175,6 +178,7 @@ impl StoreActor {
                 let standing = self.shared.standing();
                 if standing.is_leader && standing.term == entry.term {
                     self.shared.publish_promoted(entry.term);
+                    self.tell_lease_changes();
                     self.tell_lease_keeper(lease_keeper::Promoted { term: entry.term });
                 }
             }
@@ -278,11 +282,11 @@ impl StoreActor {
             Effect::LeaseGranted { id, ttl } => {
                 metrics().lease_granted.inc();
                 metrics().lease_ttl.observe(ttl as f64);
-                self.tell_lease_keeper(lease_keeper::Granted { id, ttl });
+                self.lease_changes.push(lease_keeper::Change::Granted { id, ttl });
             }
             Effect::LeaseRevoked { id } => {
                 metrics().lease_revoked.inc();
-                self.tell_lease_keeper(lease_keeper::Revoked { id });
+                self.lease_changes.push(lease_keeper::Change::Revoked { id });
             }
             Effect::AlarmsChanged => {
                 let alarms = self.machine.alarms();
@@ -300,8 +304,15 @@ impl StoreActor {
             // The machine has published the state.
             Effect::AuthChanged => self.shared.auth_changed(),
             Effect::LeaseCheckpointed { id, remaining_ttl: remaining } => {
-                self.tell_lease_keeper(lease_keeper::CheckpointApplied { id, remaining });
+                self.lease_changes.push(lease_keeper::Change::Checkpointed { id, remaining });
             }
+        }
+    }
+
+    fn tell_lease_changes(&mut self) {
+        if !self.lease_changes.is_empty() {
+            let changes = std::mem::take(&mut self.lease_changes);
+            self.tell_lease_keeper(lease_keeper::Changes(changes));
         }
     }
 
@@ -406,6 +417,8 @@ impl Handler<Apply> for StoreActor {
         let Some(last) = entries.last() else {
             return;
         };
+        // Before the answers, so that a renewal that follows one finds its lease.
+        self.tell_lease_changes();
         // IMPORTANT: before the answers, so that progress asked for after one covers its write.
         if let Some(hub) = &self.watch_hub
             && !self.events.is_empty()

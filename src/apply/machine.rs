@@ -97,7 +97,7 @@ impl Machine {
         let position = backend.position();
         found_auth(&*backend, store.revision())?;
         let auth = AuthStore::open(&*backend)?;
-        let size = Size::open(&*backend, store.key_cost())?;
+        let size = Size::open(&*backend, store.key_cost(), leases.cost())?;
         store.publish_size(size.on_disk(), size.in_use());
         Ok(Self {
             size,
@@ -319,7 +319,7 @@ impl Machine {
         if let Err(damage) = self.size.change(&*self.backend.0, &ops) {
             self.damage = Some(damage);
         }
-        self.size.settle(self.store.key_cost());
+        self.size.settle(self.store.key_cost(), self.leases.cost());
         self.publish_size();
         let size_bytes = self.size.on_disk();
         self.backend.0.submit(Batch { ops, consistent_index, term, revision, size_bytes });

@@ -5,9 +5,8 @@ use crate::mvcc::size;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-/// Buckets beside Key whose rows count. Meta has a few short ones, in the root page.
-const OTHERS: [Bucket; 8] = [
-    Bucket::Lease,
+/// Buckets beside Key and Lease whose rows count. Meta has a few short ones, in the root page.
+const OTHERS: [Bucket; 7] = [
     Bucket::Alarm,
     Bucket::Cluster,
     Bucket::Members,
@@ -26,8 +25,12 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// Reads the buckets beside Key.
-    pub(super) fn open(backend: &dyn Backend, key_cost: u64) -> Result<Self, BackendError> {
+    /// Reads the buckets beside Key and Lease, whose costs are given.
+    pub(super) fn open(
+        backend: &dyn Backend,
+        key_cost: u64,
+        lease_cost: u64,
+    ) -> Result<Self, BackendError> {
         let mut others = BTreeMap::new();
         for bucket in OTHERS {
             let mut cost = 0;
@@ -38,11 +41,12 @@ impl Size {
             others.insert(bucket, cost);
         }
         let mut size = Self { others, in_use: 0, on_disk: backend.size_bytes() };
-        size.settle(key_cost);
+        size.settle(key_cost, lease_cost);
         Ok(size)
     }
 
-    /// Counts changes of rows outside bucket Key. `backend` has the rows as they were before.
+    /// Counts changes of rows in the buckets that `open` has read. `backend` has the rows as they
+    /// were before.
     pub(super) fn change(&mut self, backend: &dyn Backend, ops: &[Op]) -> Result<(), BackendError> {
         for (at, (bucket, key, value)) in ops.iter().enumerate() {
             let Some(cost) = self.others.get_mut(bucket) else { continue };
@@ -62,8 +66,8 @@ impl Size {
     }
 
     /// The size after an entry.
-    pub(super) fn settle(&mut self, key_cost: u64) {
-        let costs = self.others.values().copied().chain([key_cost]);
+    pub(super) fn settle(&mut self, key_cost: u64, lease_cost: u64) {
+        let costs = self.others.values().copied().chain([key_cost, lease_cost]);
         self.in_use = size::in_use(costs);
         self.on_disk = size::on_disk(self.in_use, self.on_disk);
     }

@@ -9,6 +9,7 @@ mod tests;
 use crate::base::error::{Error, Result};
 use crate::base::ids::LeaseId;
 use crate::mvcc::backend::{Backend, BackendError, Bucket, Op};
+use crate::mvcc::size::row_cost;
 use crate::pb::leasepb;
 use bytes::Bytes;
 use crossbeam_skiplist::{SkipMap, SkipSet};
@@ -17,7 +18,7 @@ use schedule::Granted;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// Longest TTL in seconds (etcd v3.5.17 `lease.MaxLeaseTTL`).
 pub const TTL_MAX: i64 = 9_000_000_000;
@@ -26,6 +27,8 @@ pub const TTL_MAX: i64 = 9_000_000_000;
 struct Lease {
     ttl: i64,
     remaining: AtomicI64,
+    /// What its row costs, see [`row_cost`]. The writer's only.
+    cost: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +93,7 @@ pub struct LeaseTable {
     reader: LeaseReader,
     min_ttl: i64,
     persist_checkpoints: bool,
+    cost: u64,
 }
 
 impl LeaseTable {
@@ -101,11 +105,12 @@ impl LeaseTable {
         leased: BTreeMap<Bytes, i64>,
     ) -> std::result::Result<Self, BackendError> {
         let reader = LeaseReader { shared: Arc::default() };
-        let mut table = Self { reader, min_ttl, persist_checkpoints };
-        backend.try_scan(Bucket::Lease, &[], None, &mut |_, value| {
+        let mut table = Self { reader, min_ttl, persist_checkpoints, cost: 0 };
+        backend.try_scan(Bucket::Lease, &[], None, &mut |key, value| {
             let row = leasepb::Lease::decode(value.as_ref())
                 .map_err(|error| BackendError(format!("a row of bucket lease: {error}")))?;
-            table.insert(row.id, row.ttl.max(min_ttl), row.remaining_ttl);
+            let cost = row_cost(key.len(), value.len());
+            table.insert(row.id, row.ttl.max(min_ttl), row.remaining_ttl, cost);
             Ok(ControlFlow::Continue(()))
         })?;
         for (key, lease) in leased {
@@ -120,9 +125,17 @@ impl LeaseTable {
         &self.reader.shared
     }
 
-    fn insert(&mut self, id: i64, ttl: i64, remaining: i64) {
-        let lease = Arc::new(Lease { ttl, remaining: AtomicI64::new(remaining) });
+    fn insert(&mut self, id: i64, ttl: i64, remaining: i64, cost: u64) {
+        let (remaining, lease_cost) = (AtomicI64::new(remaining), AtomicU64::new(cost));
+        let lease = Arc::new(Lease { ttl, remaining, cost: lease_cost });
         self.shared().leases.insert(id, lease);
+        self.cost += cost;
+    }
+
+    /// The cost of bucket Lease, see [`row_cost`]: known here, so that none of the many entries
+    /// about leases has to ask the engine what it removes or replaces.
+    pub fn cost(&self) -> u64 {
+        self.cost
     }
 
     /// A handle for readers.
@@ -147,22 +160,32 @@ impl LeaseTable {
             return Err(Error::LeaseExist);
         }
         let ttl = ttl.max(self.min_ttl);
-        self.insert(id.0, ttl, 0);
-        Ok((ttl, row(id, ttl, 0)))
+        let (op, cost) = row(id, ttl, 0);
+        self.insert(id.0, ttl, 0, cost);
+        Ok((ttl, op))
     }
 
     /// Removes a lease and gives the removal of its row. Its keys are deleted by the caller.
     pub fn revoke(&mut self, id: LeaseId) -> Result<Op> {
-        self.shared().leases.remove(&id.0).ok_or(Error::LeaseNotFound)?;
+        let removed = self.shared().leases.remove(&id.0).ok_or(Error::LeaseNotFound)?;
+        let cost = removed.value().cost.load(Ordering::Relaxed);
+        drop(removed);
+        self.cost -= cost;
         Ok((Bucket::Lease, row_key(id), None))
     }
 
     /// Notes the remaining TTL. `None` if there is no such lease; otherwise its row, if checkpoints
     /// are persisted.
     pub fn checkpoint(&mut self, id: LeaseId, remaining_ttl: i64) -> Option<Option<Op>> {
-        let entry = self.shared().leases.get(&id.0)?;
-        entry.value().remaining.store(remaining_ttl, Ordering::Relaxed);
-        Some(self.persist_checkpoints.then(|| row(id, entry.value().ttl, remaining_ttl)))
+        let shared = Arc::clone(&self.reader.shared);
+        let entry = shared.leases.get(&id.0)?;
+        let lease = entry.value();
+        lease.remaining.store(remaining_ttl, Ordering::Relaxed);
+        Some(self.persist_checkpoints.then(|| {
+            let (op, cost) = row(id, lease.ttl, remaining_ttl);
+            self.cost = self.cost + cost - lease.cost.swap(cost, Ordering::Relaxed);
+            op
+        }))
     }
 
     /// Hangs a key on a lease, or on none for 0, and off the one before.
@@ -191,7 +214,10 @@ fn row_key(id: LeaseId) -> Bytes {
     Bytes::copy_from_slice(&id.0.to_be_bytes())
 }
 
-fn row(id: LeaseId, ttl: i64, remaining_ttl: i64) -> Op {
+/// A lease's row, and what it costs.
+fn row(id: LeaseId, ttl: i64, remaining_ttl: i64) -> (Op, u64) {
     let lease = leasepb::Lease { id: id.0, ttl, remaining_ttl };
-    (Bucket::Lease, row_key(id), Some(lease.encode_to_vec().into()))
+    let (key, value) = (row_key(id), lease.encode_to_vec());
+    let cost = row_cost(key.len(), value.len());
+    ((Bucket::Lease, key, Some(value.into())), cost)
 }

@@ -132,6 +132,13 @@ fn the_table_is_what_a_naive_one_is() {
                 table = LeaseTable::open(&backend, 3, true, model.lease_of.clone()).unwrap();
             }
             model.check(&table.reader());
+            let mut cost = 0;
+            let mut add = |key: &[u8], row: &Bytes| {
+                cost += row_cost(key.len(), row.len());
+                ControlFlow::Continue(())
+            };
+            backend.scan(Bucket::Lease, &[], None, &mut add).unwrap();
+            assert_eq!(table.cost(), cost);
         }
     }
 }
