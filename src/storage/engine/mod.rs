@@ -32,6 +32,13 @@ use std::time::Duration;
 const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Rows in memory before the engine writes a table; little in tests, so that they get tables.
 const MEMTABLE_BYTES: u64 = if cfg!(test) { 128 * 1024 } else { 16 * 1024 * 1024 };
+/// Size of a table: it is synced in one go, and the log's own syncs wait behind that. A directory
+/// keeps the size that it was made with.
+const TABLE_BYTES: u64 = 8 * 1024 * 1024;
+/// fjall's threads. The first never merges tables: a request to do so it puts back into the queue,
+/// and takes it out again, until another thread is free. With two, fjall's choice on two cores,
+/// that keeps the one busy for as long as the other merges; of four, one is free.
+const ENGINE_THREADS: usize = 4;
 /// Cache of blocks.
 const BLOCK_CACHE_BYTES: u64 = 32 * 1024 * 1024;
 /// Bytes that the writer puts into one engine batch, so that none holds the journal for long.

@@ -1,16 +1,18 @@
 //! Opening the engine: what is there is checked, and what cannot be trusted is removed.
 
 use super::{
-    BLOCK_CACHE_BYTES, CONSISTENT_INDEX_ROW, DAMAGED_MARKER, Engine, IDENTITY_ROW,
+    BLOCK_CACHE_BYTES, CONSISTENT_INDEX_ROW, DAMAGED_MARKER, ENGINE_THREADS, Engine, IDENTITY_ROW,
     JOURNAL_BYTES_MAX, KEYSPACE, MEMTABLE_BYTES, OnFatal, PRIVATE, Position, REVISION_ROW,
-    SEQ_ROWS, TERM_ROW, row_key, seq_key,
+    SEQ_ROWS, TABLE_BYTES, TERM_ROW, row_key, seq_key,
 };
 use crate::mvcc::backend::Bucket;
 use crate::storage::wal::Metadata;
+use fjall::compaction::Leveled;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use std::io::ErrorKind;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Errors of the system that say nothing about the data: EMFILE and ENFILE.
 const TOO_MANY_FILES: [i32; 2] = [24, 23];
@@ -181,9 +183,12 @@ fn handles(dir: &Path) -> fjall::Result<(Database, Keyspace)> {
     let db = Database::builder(dir)
         .max_journaling_size(JOURNAL_BYTES_MAX)
         .cache_size(BLOCK_CACHE_BYTES)
+        .worker_threads(ENGINE_THREADS)
         .open()?;
     let rows = db.keyspace(KEYSPACE, || {
-        KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
+        KeyspaceCreateOptions::default()
+            .max_memtable_size(MEMTABLE_BYTES)
+            .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(TABLE_BYTES)))
     })?;
     Ok((db, rows))
 }
