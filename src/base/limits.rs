@@ -72,11 +72,12 @@ pub const JWT_CACHED_BYTES_MAX: usize = 4096;
 /// Bytes of a user's or role's name: bbolt's longest key, so that the row fits into etcd's file.
 pub const AUTH_NAME_BYTES_MAX: usize = 32_768;
 /// Revokes of expired leases on their way through the log, a lease with many keys counting as so
-/// many: what a write of someone else may have to wait behind.
-pub const LEASE_REVOKES_IN_FLIGHT_MAX: usize = 512;
+/// many: what a write of someone else may have to wait behind. Members that are short of CPU do not
+/// get through more of them when more are on their way.
+pub const LEASE_REVOKES_IN_FLIGHT_MAX: usize = 256;
 /// Expired leases revoked in a second, counted in the same way: 100,000 that end together are gone
 /// within 5 s, and slower members keep up.
-pub const LEASE_REVOKES_PER_SECOND_MAX: usize = 30_000;
+pub const LEASE_REVOKES_PER_SECOND_MAX: usize = 25_000;
 /// Leases whose remaining time one entry of the log tells (etcd v3.5.17 `lease/lessor.go`
 /// maxLeaseCheckpointBatchSize).
 pub const LEASE_CHECKPOINTS_PER_ENTRY_MAX: usize = 1000;
