@@ -61,10 +61,12 @@ pub const WATCH_JOIN_BYTES_MAX: usize = 256 * 1024;
 /// holds 16 answers).
 pub const WATCH_REQUESTS_MAX: usize = 64;
 /// Simple tokens that are remembered; beyond it those go that would expire first. Each login makes
-/// one, and a login costs a password's hash, so that only a low cost gets there.
+/// one: thousands a second for minutes get there, and clients whose token has gone log in again.
 pub const TOKENS_MAX: usize = 1 << 20;
 /// Passwords that wait to be hashed; beyond it logins are refused with "too many requests".
 pub const PASSWORD_WORK_MAX: usize = 1024;
+/// Passwords that were found right lately and are not put through bcrypt again; beyond it they are.
+pub const PROVEN_MAX: usize = 4096;
 /// JSON web tokens whose signature need not be checked again.
 pub const JWT_CACHED_MAX: usize = 4096;
 /// Bytes of the longest token that is kept for that.

@@ -14,7 +14,7 @@ mod scrape;
 mod serve;
 
 use crate::actors::auth::handle::AuthHandle;
-use crate::actors::auth::{AuthActor, Passwords, Provider};
+use crate::actors::auth::{AuthActor, Passwords, Proven, Provider};
 use crate::actors::checkpointer::{self, CheckpointerHandle, Trigger};
 use crate::actors::compactor::Compactor;
 use crate::actors::core::{Core, Shared};
@@ -344,7 +344,9 @@ fn auth_handle(
         AuthActor::new(parts.0.clone(), passwords.clone(), parts.1.clone())
     });
     let election_timeout = Duration::from_millis(config.election_timeout_ms);
+    let proven = Proven::new().map_err(|_| "the system has no random numbers".to_owned())?;
     Ok(AuthHandle {
+        proven,
         view: machine.auth_reader(),
         leases: machine.lease_reader(),
         provider,

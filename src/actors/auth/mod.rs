@@ -7,6 +7,7 @@ pub mod handle;
 mod jwt;
 mod keys;
 mod passwords;
+mod proven;
 mod provider;
 mod shared;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod tests;
 mod tokens;
 
 pub use passwords::Passwords;
+pub use proven::Proven;
 pub use provider::Provider;
 
 use crate::actors::rt::{Handles, Life, Restartable, Supervised};

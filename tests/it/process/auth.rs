@@ -30,7 +30,12 @@ fn password(name: &str) -> String {
 }
 
 async fn log_in(member: &Member, name: &str) -> Result<String, Status> {
-    let request = rpc::AuthenticateRequest { name: name.into(), password: password(name) };
+    log_in_with(member, name, &password(name)).await
+}
+
+async fn log_in_with(member: &Member, name: &str, password: &str) -> Result<String, Status> {
+    let (name, password) = (name.to_owned(), password.to_owned());
+    let request = rpc::AuthenticateRequest { name, password };
     Ok(member.auth().authenticate(request).await?.into_inner().token)
 }
 
@@ -244,6 +249,32 @@ async fn auth_watches_end_with_the_permission() {
     assert_eq!(ended, [0, 2], "before any event of a later revision");
 }
 
+/// However often a password was right, it is wrong once it is changed or its user is gone.
+#[tokio::test]
+async fn auth_a_password_that_was_right_is_not_right_for_ever() {
+    let member = start(members(1, QUICK), "").await.into_iter().next().unwrap();
+    enable(&member).await;
+    let root = log_in(&member, "root").await.unwrap();
+    for _ in 0..3 {
+        log_in(&member, "u").await.unwrap();
+        assert_eq!(code(log_in_with(&member, "u", "other").await), Code::InvalidArgument);
+        assert_eq!(code(log_in_with(&member, "root", &password("u")).await), Code::InvalidArgument);
+    }
+    let change = rpc::AuthUserChangePasswordRequest {
+        name: "u".into(),
+        password: "other".into(),
+        ..Default::default()
+    };
+    member.auth().user_change_password(with_token(&root, change)).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(code(log_in(&member, "u").await), Code::InvalidArgument);
+        log_in_with(&member, "u", "other").await.unwrap();
+    }
+    let delete = rpc::AuthUserDeleteRequest { name: "u".into() };
+    member.auth().user_delete(with_token(&root, delete)).await.unwrap();
+    assert_eq!(code(log_in_with(&member, "u", "other").await), Code::InvalidArgument);
+}
+
 /// Clients notice that AuthActor panics by nothing but time.
 #[tokio::test]
 async fn auth_actor_panics_under_load() {
@@ -258,6 +289,9 @@ async fn auth_actor_panics_under_load() {
             let (member, stop, done) = (member.clone(), stop.clone(), done.clone());
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
+                    // A right password is proven once, a wrong one costs work each time.
+                    let refused = log_in_with(&member, "u", "another's").await.unwrap_err();
+                    assert!(refused.message().contains("authentication failed"), "{refused}");
                     let token = log_in(&member, "u").await.unwrap();
                     for number in 0..5 {
                         put(&member, &token, &format!("a{worker}/{number}")).await.unwrap();
