@@ -40,7 +40,7 @@ const TABLE_BYTES: u64 = 8 * 1024 * 1024;
 /// that keeps the one busy for as long as the other merges; of four, one is free.
 const ENGINE_THREADS: usize = 4;
 /// Cache of blocks.
-const BLOCK_CACHE_BYTES: u64 = 32 * 1024 * 1024;
+const BLOCK_CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes that the writer puts into one engine batch, so that none holds the journal for long.
 const WRITE_BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long the writer lets batches gather, so that one commit carries them all (etcd v3.5.17
