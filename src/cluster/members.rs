@@ -178,6 +178,17 @@ impl Members {
         Members { members, learners, removed, version }
     }
 
+    /// Raft's word on who votes; the table may know less (see `learners`). False, and nothing is
+    /// changed, if it is not about these members.
+    pub(super) fn set_voters(&mut self, state: &ConfState) -> bool {
+        let ids: BTreeSet<u64> = state.voters.iter().chain(&state.learners).copied().collect();
+        if !ids.iter().eq(self.members.keys()) {
+            return false;
+        }
+        self.learners = state.learners.iter().copied().collect();
+        true
+    }
+
     /// Members in ascending id order.
     pub fn iter(&self) -> impl Iterator<Item = &Member> {
         self.members.values()

@@ -7,7 +7,7 @@ use super::members::{
 };
 use crate::base::ids::MemberId;
 use crate::pb::etcdserverpb as rpc;
-use crate::pb::raftpb::ConfChange;
+use crate::pb::raftpb::{ConfChange, ConfState};
 use crate::v2::{self, Expiry, Store, Time};
 use std::collections::BTreeMap;
 
@@ -26,10 +26,21 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// What a `.snap` file holds: a tree, out of which the table is made.
+    /// A tree, out of which the table is made.
     pub fn from_json(json: &[u8]) -> Result<Cluster, String> {
         let tree = Store::from_json(json)?;
         Ok(Cluster { members: members_of(&tree)?, tree })
+    }
+
+    /// What a `.snap` file holds: a tree, and who raft has for voters and learners.
+    pub fn from_snapshot(json: &[u8], raft: &ConfState) -> Result<Cluster, String> {
+        let mut cluster = Cluster::from_json(json)?;
+        // A file that says nothing about raft's members is of an etcd older than 3.0.
+        if !raft.voters.is_empty() && !cluster.members.set_voters(raft) {
+            let table = cluster.members.conf_state();
+            return Err(format!("raft has the members {raft:?}, the tree has {table:?}"));
+        }
+        Ok(cluster)
     }
 
     /// The table.
@@ -218,6 +229,27 @@ mod tests {
         let key = r#""1":{"Path":"/1","Value":"","Children":{"k":{"Value":"v"}}"#;
         let with_key = TREE.replace(r#""1":{"Path":"/1","Value":"","Children":{}"#, key);
         assert!(Cluster::from_json(with_key.as_bytes()).unwrap().has_v2_keys());
+    }
+
+    #[test]
+    fn learners_are_those_that_raft_has() {
+        let (one, two) = (0x8e9e_05c5_2164_694d, 0x2a);
+        // As after an etcd has changed the learner's URLs.
+        let tree = TREE.replace(r#",\"isLearner\":true"#, "");
+        assert!(!tree.contains("isLearner"));
+        let state = |voters: &[u64], learners: &[u64]| ConfState {
+            voters: voters.to_vec(),
+            learners: learners.to_vec(),
+            ..ConfState::default()
+        };
+        let cluster = Cluster::from_snapshot(tree.as_bytes(), &state(&[one], &[two])).unwrap();
+        assert_eq!(cluster.members().conf_state(), state(&[one], &[two]));
+        let all = Cluster::from_snapshot(TREE.as_bytes(), &state(&[two, one], &[])).unwrap();
+        assert_eq!(all.members().conf_state(), state(&[two, one], &[]));
+        let error = Cluster::from_snapshot(TREE.as_bytes(), &state(&[one], &[])).unwrap_err();
+        assert!(error.contains("raft has the members"), "{error}");
+        let unsaid = Cluster::from_snapshot(TREE.as_bytes(), &ConfState::default()).unwrap();
+        assert_eq!(unsaid.members().conf_state(), state(&[one], &[two]));
     }
 
     #[test]

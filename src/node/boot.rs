@@ -205,7 +205,7 @@ fn newest_snap(dir: &DataDir, replay: &Replay) -> Result<Option<Snap>, String> {
 /// Members and tree before the first entry that is fed.
 fn cluster_at(snap: Option<&Snap>) -> Result<Cluster, String> {
     let Some(snap) = snap else { return Ok(Cluster::default()) };
-    let cluster = Cluster::from_json(&snap.tree)
+    let cluster = Cluster::from_snapshot(&snap.tree, &snap.conf_state)
         .map_err(|error| format!("the snapshot at index {}: {error}", snap.index))?;
     tracing::info!(index = snap.index, term = snap.term, "the log follows a snapshot");
     Ok(cluster)
