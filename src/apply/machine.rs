@@ -118,6 +118,16 @@ impl Machine {
         })
     }
 
+    /// Puts the state that a leader's snapshot has brought into the place of this one, under the
+    /// readers of this one. What was here; it may take a while to drop.
+    pub fn replace(&mut self, mut fresh: Machine) -> Machine {
+        fresh.events_wanted = self.events_wanted;
+        fresh.leases.replace(&self.leases);
+        fresh.auth.replace(&self.auth);
+        fresh.store.replace(&self.store);
+        std::mem::replace(self, fresh)
+    }
+
     /// Raft index and term of the newest entry that the state contains.
     pub fn position(&self) -> (u64, u64) {
         self.position

@@ -56,6 +56,12 @@ impl AuthStore {
         Ok(Self { reader: AuthReader::new(state.clone()), state })
     }
 
+    /// Takes the place of another store: its readers see this state from now on.
+    pub fn replace(&mut self, before: &AuthStore) {
+        self.reader = before.reader();
+        self.publish();
+    }
+
     /// A handle for readers.
     pub fn reader(&self) -> AuthReader {
         self.reader.clone()

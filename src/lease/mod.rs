@@ -11,6 +11,7 @@ use crate::base::ids::LeaseId;
 use crate::mvcc::backend::{Backend, BackendError, Bucket, Op};
 use crate::mvcc::size::row_cost;
 use crate::pb::leasepb;
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use crossbeam_skiplist::{SkipMap, SkipSet};
 use prost::Message;
@@ -41,24 +42,29 @@ struct Shared {
 /// The leases, for any number of readers on any thread.
 #[derive(Clone, Debug)]
 pub struct LeaseReader {
-    shared: Arc<Shared>,
+    /// Another one takes its place when the member gets a leader's snapshot.
+    slot: Arc<ArcSwap<Shared>>,
 }
 
 impl LeaseReader {
+    fn shared(&self) -> Guard<Arc<Shared>> {
+        self.slot.load()
+    }
+
     /// All leases, ascending.
     pub fn list(&self) -> Vec<LeaseId> {
-        self.shared.leases.iter().map(|entry| LeaseId(*entry.key())).collect()
+        self.shared().leases.iter().map(|entry| LeaseId(*entry.key())).collect()
     }
 
     /// The granted TTL of a lease, in seconds.
     pub fn get(&self, id: LeaseId) -> Option<i64> {
-        self.shared.leases.get(&id.0).map(|entry| entry.value().ttl)
+        self.shared().leases.get(&id.0).map(|entry| entry.value().ttl)
     }
 
     /// All leases, ascending, with what a leader starts from.
     pub fn granted(&self) -> Vec<Granted> {
-        let leases = self.shared.leases.iter();
-        let granted = leases.map(|entry| {
+        let shared = self.shared();
+        let granted = shared.leases.iter().map(|entry| {
             let remaining = entry.value().remaining.load(Ordering::Relaxed);
             Granted { id: LeaseId(*entry.key()), ttl: entry.value().ttl, remaining }
         });
@@ -67,29 +73,29 @@ impl LeaseReader {
 
     /// How many keys hang on a lease, counted up to `max`.
     pub fn count_keys(&self, id: LeaseId, max: usize) -> usize {
-        let keys = self.shared.keys.range((id.0, Bytes::new())..);
+        let shared = self.shared();
+        let keys = shared.keys.range((id.0, Bytes::new())..);
         keys.take_while(|entry| entry.value().0 == id.0).take(max).count()
     }
 
     /// The keys that hang on a lease, in order.
     pub fn keys(&self, id: LeaseId) -> Vec<Bytes> {
-        self.shared
-            .keys
-            .range((id.0, Bytes::new())..)
-            .take_while(|entry| entry.value().0 == id.0)
-            .map(|entry| entry.value().1.clone())
-            .collect()
+        let shared = self.shared();
+        let keys = shared.keys.range((id.0, Bytes::new())..);
+        let keys = keys.take_while(|entry| entry.value().0 == id.0);
+        keys.map(|entry| entry.value().1.clone()).collect()
     }
 
     /// The lease that a key hangs on.
     pub fn lease_of(&self, key: &[u8]) -> Option<LeaseId> {
-        self.shared.lease_of.get(key).map(|entry| LeaseId(*entry.value()))
+        self.shared().lease_of.get(key).map(|entry| LeaseId(*entry.value()))
     }
 }
 
 /// The writer's side of the table.
 #[derive(Debug)]
 pub struct LeaseTable {
+    shared: Arc<Shared>,
     reader: LeaseReader,
     min_ttl: i64,
     persist_checkpoints: bool,
@@ -104,8 +110,9 @@ impl LeaseTable {
         persist_checkpoints: bool,
         leased: BTreeMap<Bytes, i64>,
     ) -> std::result::Result<Self, BackendError> {
-        let reader = LeaseReader { shared: Arc::default() };
-        let mut table = Self { reader, min_ttl, persist_checkpoints, cost: 0 };
+        let shared = Arc::<Shared>::default();
+        let reader = LeaseReader { slot: Arc::new(ArcSwap::new(shared.clone())) };
+        let mut table = Self { shared, reader, min_ttl, persist_checkpoints, cost: 0 };
         backend.try_scan(Bucket::Lease, &[], None, &mut |key, value| {
             let row = leasepb::Lease::decode(value.as_ref())
                 .map_err(|error| BackendError(format!("a row of bucket lease: {error}")))?;
@@ -121,8 +128,14 @@ impl LeaseTable {
         Ok(table)
     }
 
+    /// Takes the place of another table: its readers find this one from now on.
+    pub fn replace(&mut self, before: &LeaseTable) {
+        self.reader = before.reader();
+        self.reader.slot.store(Arc::clone(&self.shared));
+    }
+
     fn shared(&self) -> &Shared {
-        &self.reader.shared
+        &self.shared
     }
 
     fn insert(&mut self, id: i64, ttl: i64, remaining: i64, cost: u64) {
@@ -177,7 +190,7 @@ impl LeaseTable {
     /// Notes the remaining TTL. `None` if there is no such lease; otherwise its row, if checkpoints
     /// are persisted.
     pub fn checkpoint(&mut self, id: LeaseId, remaining_ttl: i64) -> Option<Option<Op>> {
-        let shared = Arc::clone(&self.reader.shared);
+        let shared = Arc::clone(&self.shared);
         let entry = shared.leases.get(&id.0)?;
         let lease = entry.value();
         lease.remaining.store(remaining_ttl, Ordering::Relaxed);

@@ -40,6 +40,21 @@ impl Counts {
         add(&self.txns, u64::from(ranges + puts + deletes > 1));
     }
 
+    /// Goes on from what a store counted whose place this one's takes; its keys are its own.
+    pub(crate) fn go_on(&self, before: &Counts) {
+        let pairs = [
+            (&self.ranges, &before.ranges),
+            (&self.puts, &before.puts),
+            (&self.deletes, &before.deletes),
+            (&self.txns, &before.txns),
+            (&self.put_bytes, &before.put_bytes),
+            (&self.compacted_rows, &before.compacted_rows),
+        ];
+        for (own, before) in pairs {
+            own.fetch_add(before.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
     /// Ranges, each compare of a transaction among them.
     pub fn ranges(&self) -> u64 {
         self.ranges.load(Ordering::Relaxed)

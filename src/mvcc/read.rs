@@ -2,7 +2,7 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::ids::{LeaseId, Revision};
-use crate::mvcc::backend::{Backend, BackendError};
+use crate::mvcc::backend::BackendError;
 use crate::mvcc::corrupt::KvHash;
 use crate::mvcc::counts::{Counts, Tally};
 use crate::mvcc::hash;
@@ -11,6 +11,7 @@ use crate::mvcc::row::{Row, key_only};
 use crate::mvcc::shared::Shared;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -174,8 +175,12 @@ fn sorted(
 /// The published store, for any number of readers on any thread.
 #[derive(Clone)]
 pub struct Reader {
-    shared: Arc<Shared>,
+    /// Another one takes its place when the member gets a leader's snapshot.
+    slot: Arc<Slot>,
 }
+
+/// Where readers find the store.
+pub(crate) type Slot = ArcSwap<Shared>;
 
 impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -184,43 +189,44 @@ impl std::fmt::Debug for Reader {
 }
 
 impl Reader {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(crate) fn new(slot: Arc<Slot>) -> Self {
+        Self { slot }
     }
 
-    /// The rows below; what is read of them may go away with a compaction.
-    pub(crate) fn backend(&self) -> &dyn Backend {
-        &*self.shared.backend
+    /// The store as it is now, for several looks that must be at the same one. What is read of its
+    /// rows may go away with a compaction.
+    pub(crate) fn shared(&self) -> Guard<Arc<Shared>> {
+        self.slot.load()
     }
 
     /// The newest published revision; 1 in an empty store.
     pub fn revision(&self) -> i64 {
-        self.shared.revision.load(Ordering::Acquire)
+        self.shared().revision.load(Ordering::Acquire)
     }
 
     /// What the store has done.
-    pub fn counts(&self) -> &Counts {
-        &self.shared.counts
+    pub fn counts(&self) -> Arc<Counts> {
+        self.shared().counts.clone()
     }
 
     /// Counts a transaction that only read.
     pub(crate) fn end_tally(&self, tally: Tally) {
-        self.shared.counts.end(tally);
+        self.shared().counts.end(tally);
     }
 
     /// Bytes that etcd's file would have with this store's history, from the log alone.
     pub fn size_bytes(&self) -> u64 {
-        self.shared.on_disk.load(Ordering::Relaxed)
+        self.shared().on_disk.load(Ordering::Relaxed)
     }
 
     /// The part of [`Reader::size_bytes`] that holds rows.
     pub fn size_in_use_bytes(&self) -> u64 {
-        self.shared.in_use.load(Ordering::Relaxed)
+        self.shared().in_use.load(Ordering::Relaxed)
     }
 
     /// The newest compacted revision; −1 before the first compaction.
     pub fn compact_revision(&self) -> i64 {
-        self.shared.compacted.load(Ordering::Acquire)
+        self.shared().compact_revision()
     }
 
     /// etcd's Range. The header holds the current revision only. [`Error::Corrupt`] stands for an
@@ -233,11 +239,12 @@ impl Reader {
     /// [`Reader::range`] without counting it.
     pub(crate) fn range_of_txn(&self, request: &rpc::RangeRequest) -> Result<rpc::RangeResponse> {
         loop {
-            let current = self.revision();
-            let answer = self.shared.range(request, current);
+            let shared = self.shared();
+            let current = shared.revision.load(Ordering::Acquire);
+            let answer = shared.range(request, current);
             // A compaction may have dropped rows while they were collected.
             let asked = if request.revision > 0 { request.revision } else { current };
-            if asked < self.compact_revision() {
+            if asked < shared.compact_revision() {
                 if request.revision > 0 {
                     return Err(match answer {
                         Err(ReadError::Refused(error)) => error,
@@ -262,11 +269,14 @@ impl Reader {
     /// etcd's HashKV: the hash of all rows up to `revision` (0: the current one), the current
     /// revision, and the compact revision that the hash belongs to.
     pub fn hash_kv(&self, revision: i64) -> Result<(u32, i64, i64)> {
-        if let Some(known) = self.shared.hashes.load().iter().find(|h| h.revision == revision) {
-            return Ok((known.hash, self.revision(), known.compact_revision));
+        // Not a guard: it is held for long.
+        let shared = self.slot.load_full();
+        let now = || shared.revision.load(Ordering::Acquire);
+        if let Some(known) = shared.hashes.load().iter().find(|h| h.revision == revision) {
+            return Ok((known.hash, now(), known.compact_revision));
         }
         loop {
-            let (compacted, current) = (self.compact_revision(), self.revision());
+            let (compacted, current) = (shared.compact_revision(), now());
             if revision > 0 && revision < compacted {
                 return Err(Error::Compacted);
             }
@@ -274,8 +284,8 @@ impl Reader {
                 return Err(Error::FutureRev);
             }
             let upto = if revision == 0 { current } else { revision };
-            let hash = hash::rows_upto(&self.shared, compacted, upto);
-            if self.compact_revision() == compacted {
+            let hash = hash::rows_upto(&shared, compacted, upto);
+            if shared.compact_revision() == compacted {
                 return Ok((hash.map_err(|_| Error::Corrupt)?, current, compacted));
             }
         }
@@ -283,11 +293,11 @@ impl Reader {
 
     /// What finished compactions have hashed, oldest first, at most ten.
     pub fn hashes(&self) -> Vec<KvHash> {
-        self.shared.hashes.load().as_ref().clone()
+        self.shared().hashes.load().as_ref().clone()
     }
 
     /// etcd's Hash: over all buckets.
     pub fn hash(&self) -> Result<u32> {
-        hash::all_buckets(&*self.shared.backend).map_err(|_| Error::Corrupt)
+        hash::all_buckets(&*self.slot.load_full().backend).map_err(|_| Error::Corrupt)
     }
 }

@@ -27,17 +27,19 @@ impl Store {
         };
         let (scheduled, finished) = (read(compact::SCHEDULED)?, read(compact::FINISHED)?);
         let compacted = scheduled.max(finished);
+        let shared = Arc::new(Shared {
+            index: Index::default(),
+            backend: Arc::clone(&backend),
+            revision: AtomicI64::new(1),
+            compacted: AtomicI64::new(compacted),
+            hashes: ArcSwap::default(),
+            on_disk: AtomicU64::default(),
+            in_use: AtomicU64::default(),
+            counts: Arc::new(Counts::default()),
+        });
         let mut store = Self {
-            shared: Arc::new(Shared {
-                index: Index::default(),
-                backend: Arc::clone(&backend),
-                revision: AtomicI64::new(1),
-                compacted: AtomicI64::new(compacted),
-                hashes: ArcSwap::default(),
-                on_disk: AtomicU64::default(),
-                in_use: AtomicU64::default(),
-                counts: Counts::default(),
-            }),
+            slot: Arc::new(ArcSwap::new(shared.clone())),
+            shared,
             cache: RowCache::new(INDEX_ROW_BYTES_MAX),
             revision: compacted.max(1),
             changes: Vec::new(),

@@ -8,7 +8,7 @@ use crate::mvcc::row::revision_key;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// The hash of all rows up to a revision, after a compaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +33,15 @@ pub(crate) struct Shared {
     /// Size of etcd's file with these rows, and the part in use.
     pub(crate) on_disk: AtomicU64,
     pub(crate) in_use: AtomicU64,
-    pub(crate) counts: Counts,
+    pub(crate) counts: Arc<Counts>,
 }
 
 impl Shared {
+    /// Newest compacted revision, −1 before the first.
+    pub(crate) fn compact_revision(&self) -> i64 {
+        self.compacted.load(Ordering::Acquire)
+    }
+
     /// The stored row of a version.
     pub(crate) fn row(&self, revision: Revision) -> Result<Bytes, BackendError> {
         self.backend.get(Bucket::Key, &revision_key(revision))?.ok_or_else(|| {

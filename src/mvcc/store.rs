@@ -7,7 +7,7 @@ use crate::mvcc::cache::RowCache;
 use crate::mvcc::compact::{self, CompactProgress, CutOff, Job, Look, Looked};
 use crate::mvcc::counts::Tally;
 use crate::mvcc::index::{Head, KeyEntry, Keys};
-use crate::mvcc::read::{ReadError, Reader};
+use crate::mvcc::read::{ReadError, Reader, Slot};
 use crate::mvcc::row::{REVISION_LEN, Row, key_in_row, revision_key, tombstone_key};
 use crate::mvcc::shared::Shared;
 use crate::mvcc::size::{KeyCost, row_cost};
@@ -70,6 +70,8 @@ pub(super) fn cost_in_head(cost: u64) -> u32 {
 /// The store. Changes become visible to readers at [`Store::publish`].
 pub struct Store {
     pub(super) shared: Arc<Shared>,
+    /// Where readers find `shared`.
+    pub(super) slot: Arc<Slot>,
     pub(super) cache: RowCache,
     /// Revision of the last committed transaction.
     pub(super) revision: i64,
@@ -163,7 +165,15 @@ impl Store {
 
     /// A handle for readers.
     pub fn reader(&self) -> Reader {
-        Reader::new(Arc::clone(&self.shared))
+        Reader::new(Arc::clone(&self.slot))
+    }
+
+    /// Takes the place of another store: its readers find this one from now on, and its counters
+    /// go on.
+    pub fn replace(&mut self, before: &Store) {
+        self.shared.counts.go_on(&before.shared.counts);
+        self.slot = Arc::clone(&before.slot);
+        self.slot.store(Arc::clone(&self.shared));
     }
 
     /// Revision of the last committed transaction.

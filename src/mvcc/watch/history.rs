@@ -55,7 +55,8 @@ impl Pass {
         let mut failed = None;
         let low = revision_key(Revision { main: self.from.max(0), sub: 0 });
         let high = revision_key(Revision { main: self.to + 1, sub: 0 });
-        reader.backend().scan(Bucket::Key, &low, Some(&high), &mut |key, row| {
+        let shared = arc_swap::Guard::into_inner(reader.shared());
+        shared.backend.scan(Bucket::Key, &low, Some(&high), &mut |key, row| {
             let looked = parse_revision_key(key)
                 .and_then(|(revision, delete)| Ok((revision.main, delete, Row::parse(row)?.key)));
             let (revision, delete, key) = match looked {
@@ -88,7 +89,7 @@ impl Pass {
         if let Some(damage) = failed {
             return Err(damage);
         }
-        let compacted = reader.compact_revision();
+        let compacted = shared.compact_revision();
         Ok(Outcome { number: self.number, through, compacted, batches })
     }
 }
