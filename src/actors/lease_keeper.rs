@@ -55,6 +55,11 @@ pub struct Promoted {
 #[rtype(result = "()")]
 pub struct Demoted;
 
+/// The leases are those of a leader's snapshot.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Restored;
+
 /// Starts a lease's time anew; its TTL in seconds.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -335,6 +340,14 @@ impl Handles<Demoted> for LeaseKeeper {
     fn handle(&mut self, _: Demoted, _: &mut Life<'_, Self>) {
         self.schedule.demote();
         self.release_waiting();
+    }
+}
+
+impl Handles<Restored> for LeaseKeeper {
+    fn handle(&mut self, _: Restored, _: &mut Life<'_, Self>) {
+        // Who gets a snapshot follows; if it leads since, it has not applied its first entry.
+        self.release_waiting();
+        self.schedule = Schedule::new(self.leases.granted(), self.terms.checkpoint_interval);
     }
 }
 

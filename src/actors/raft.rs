@@ -13,19 +13,23 @@ use crate::base::error::{Error, Result};
 use crate::base::failpoint;
 use crate::base::ids::MemberId;
 use crate::base::limits;
-use crate::cluster::members::PeerChange;
+use crate::cluster::members::{Member, PeerChange};
 use crate::obs::metrics::metrics;
 use crate::pb::raftpb::{
-    ConfChange, ConfState, Entry, EntryType, HardState, Message as RaftMessage,
+    ConfChange, ConfState, Entry, EntryType, HardState, Message as RaftMessage, MessageType,
+    Snapshot, SnapshotMetadata,
 };
 use crate::raft::driver::{Change, Driver, Standing};
 use crate::raft::leader_only::LeaderOnly;
 use crate::raft::log::Archive;
 use crate::raft::reads::Reads;
+use crate::raft::sending::Sending;
 use crate::raft::turn::World;
-use crate::storage::wal::{Wal, WalReader};
+use crate::storage::snap::{self, Snap};
+use crate::storage::wal::{Released, Wal, WalReader};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -41,6 +45,8 @@ const COMMIT_WRITE_DELAY: Duration = Duration::from_millis(100);
 pub trait Peers: Send + 'static {
     fn send(&self, messages: Vec<RaftMessage>);
     fn change(&self, change: PeerChange);
+    /// These are the members now, whoever they were.
+    fn replace(&self, members: Vec<Member>);
 }
 
 impl Archive for WalReader {
@@ -66,6 +72,22 @@ pub struct Step {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Unreachable(pub MemberId);
+
+/// A snapshot has reached this peer, or not.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SnapStatus {
+    pub to: MemberId,
+    pub delivered: bool,
+}
+
+/// The leader's snapshot at `index` is in the machine, and the cluster has these members.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Installed {
+    pub index: u64,
+    pub members: Vec<Member>,
+}
 
 /// StoreActor has applied conf changes. That other entries are applied, RaftActor sees from
 /// `Shared`.
@@ -108,12 +130,33 @@ pub struct Flush;
 struct Outside<'a> {
     peers: &'a dyn Peers,
     wal: &'a mut Wal,
+    /// Where snapshot files are.
+    snap_dir: &'a Path,
     saved: &'a mut bool,
+    /// Messages that ask for a snapshot.
+    snapshots: &'a mut Vec<RaftMessage>,
 }
 
 impl World for Outside<'_> {
-    fn send(&mut self, messages: Vec<RaftMessage>) {
+    fn send(&mut self, mut messages: Vec<RaftMessage>) {
+        let asks = |message: &mut RaftMessage| message.get_msg_type() == MessageType::MsgSnapshot;
+        self.snapshots.extend(messages.extract_if(.., asks));
         self.peers.send(messages);
+    }
+
+    /// In etcd's order (v3.5.17 `etcdserver/storage.go` SaveSnap): the file, then the record.
+    fn save_snapshot(&mut self, snapshot: &Snapshot) -> std::result::Result<(), String> {
+        failpoint::hit(failpoint::INSTALL_SAVE);
+        *self.saved = true;
+        let SnapshotMetadata { conf_state, index, term } = snapshot.get_metadata().clone();
+        let conf_state = conf_state.unwrap_or_default();
+        let tree = snapshot.data.clone();
+        let file = Snap { index, term, conf_state: conf_state.clone(), tree };
+        snap::save(self.snap_dir, &file).map_err(|error| error.to_string())?;
+        let recorded = self.wal.install_snapshot(index, term, &conf_state);
+        recorded.map_err(|error| format!("failed to write the WAL: {error}"))?;
+        failpoint::hit(failpoint::INSTALL_RECORDED);
+        Ok(())
     }
 
     fn save(
@@ -140,6 +183,10 @@ pub struct Parts {
     pub checkpointer: CheckpointerHandle,
     /// Segments of the WAL that stay at least; `None`: all.
     pub segments_kept: Option<usize>,
+    /// Entries before a snapshot that stay for members that are behind.
+    pub catchup_entries: u64,
+    /// `member/snap`.
+    pub snap_dir: PathBuf,
     pub shared: Arc<Shared>,
     pub clock: Arc<dyn Clock>,
     pub tick_interval: Duration,
@@ -158,6 +205,9 @@ pub struct RaftActor {
     registered: Vec<(u64, Waiter)>,
     /// Indexes of conf changes that StoreActor has and raft has not taken yet.
     unchanged: VecDeque<u64>,
+    /// Index of the newest snapshot that came from a leader.
+    installed: u64,
+    sending: Sending,
     /// A timer is armed that takes up what waits in the inbox.
     gathering: bool,
     last_tick: Instant,
@@ -177,6 +227,8 @@ impl RaftActor {
             reads: Reads::default(),
             registered: Vec::new(),
             unchanged: VecDeque::new(),
+            installed: 0,
+            sending: Sending::default(),
             gathering: false,
             last_tick: now,
             last_sweep: now,
@@ -249,9 +301,16 @@ impl RaftActor {
     where
         W: FnOnce(&mut Driver<WalReader>, &mut Outside<'_>) -> std::result::Result<T, String>,
     {
-        let mut saved = false;
-        let Parts { driver, peers, wal, clock, .. } = &mut self.parts;
-        let done = work(driver, &mut Outside { peers: &**peers, wal, saved: &mut saved });
+        let (mut saved, mut snapshots) = (false, Vec::new());
+        let Parts { driver, peers, wal, clock, snap_dir, .. } = &mut self.parts;
+        let outside = &mut Outside {
+            peers: &**peers,
+            wal,
+            snap_dir,
+            saved: &mut saved,
+            snapshots: &mut snapshots,
+        };
+        let done = work(driver, outside);
         if saved {
             self.last_write = clock.now();
         }
@@ -260,7 +319,45 @@ impl RaftActor {
             let wal = &self.parts.wal;
             self.parts.shared.publish_log(wal.commit_durable(), wal.written_bytes());
         }
+        snapshots.into_iter().for_each(|message| self.send_snapshot(message));
         done
+    }
+
+    /// Has StoreActor make the snapshot that raft asks for.
+    fn send_snapshot(&mut self, message: RaftMessage) {
+        if self.sending.begin() {
+            self.parts.store.do_send(store::SendSnapshot(message));
+        } else {
+            self.parts.driver.report_snapshot(MemberId(message.to), false);
+        }
+    }
+
+    /// What was on its way to raft from StoreActor is in the snapshot.
+    fn install(&mut self, snapshot: Snapshot) {
+        self.installed = snapshot.get_metadata().index;
+        self.unchanged.clear();
+        self.parts.store.do_send(store::Install(snapshot));
+    }
+
+    /// Lets go of what neither a start at the snapshot nor a member that is a little behind needs.
+    fn release(&mut self, index: u64) -> Vec<Released> {
+        let Parts { wal, driver, segments_kept, catchup_entries, .. } = &mut self.parts;
+        let mut released = Vec::new();
+        let mut floor = index.saturating_sub(*catchup_entries).max(1);
+        if let Some(kept) = *segments_kept {
+            released = wal.release(floor + 1, kept);
+            // Large entries: they must not fill the disk.
+            released.extend(wal.release(index, kept.max(limits::WAL_SEGMENTS_FOR_PEERS)));
+        }
+        let begins = wal.first_index();
+        if begins > 1 {
+            // Nobody knows the term before the first entry that is left.
+            floor = floor.max(begins);
+        }
+        if driver.compact(floor) {
+            tracing::info!("compact-index" = floor, "compacted Raft logs");
+        }
+        released
     }
 
     /// Records the snapshot, then lets go of the segments that only a start before it would need.
@@ -268,21 +365,22 @@ impl RaftActor {
         failpoint::hit(failpoint::SNAP_RECORD);
         self.follow_applied();
         let SnapSaved { index, term, conf_state } = saved;
-        let mut kept = self.parts.segments_kept;
-        if !self.standing.is_alone {
-            kept = kept.map(|kept| kept.max(limits::WAL_SEGMENTS_FOR_PEERS));
+        if *index <= self.installed {
+            // A later one from the leader has overtaken it.
+            return self.parts.checkpointer.recorded(*index, Vec::new());
         }
-        let Parts { wal, driver, shared, checkpointer, .. } = &mut self.parts;
+        let Parts { wal, shared, .. } = &mut self.parts;
         if let Err(error) = wal.save_snapshot(*index, *term, conf_state) {
             rt::fatal(&format!("failed to write the WAL: {error}"));
         }
         shared.publish_log(wal.commit_durable(), wal.written_bytes());
-        let released = kept.map(|kept| wal.release(*index, kept)).unwrap_or_default();
-        if !released.is_empty() {
-            // The first entry that is left is not for others: nobody knows the term before it.
-            driver.compact(wal.first_index());
-        }
-        checkpointer.recorded(*index, released);
+        let released = if self.sending.keeps_log(self.parts.clock.now()) {
+            tracing::info!("skip compaction since there is an inflight snapshot");
+            Vec::new()
+        } else {
+            self.release(*index)
+        };
+        self.parts.checkpointer.recorded(*index, released);
     }
 
     fn take_ripe_asks(&mut self) {
@@ -347,6 +445,9 @@ impl RaftActor {
             // IMPORTANT: the standing is published before entries of its term are applied, so that
             // StoreActor knows that we lead when it applies the empty entry of our term.
             self.follow_standing();
+            if let Some(snapshot) = turn.snapshot {
+                self.install(snapshot);
+            }
             let committed = turn.committed;
             if !committed.is_empty() {
                 let is_change = |e: &&Entry| e.entry_type != EntryType::EntryNormal as i32;
@@ -526,6 +627,33 @@ impl Handler<Unreachable> for RaftActor {
     }
 }
 
+impl Handler<SnapStatus> for RaftActor {
+    type Result = ();
+
+    fn handle(&mut self, status: SnapStatus, ctx: &mut Self::Context) {
+        let SnapStatus { to, delivered } = status;
+        rt::or_abort("RaftActor", || {
+            let kept = delivered && failpoint::io(failpoint::LOG_KEPT).is_ok();
+            self.sending.end(kept, self.parts.clock.now());
+            self.parts.driver.report_snapshot(to, delivered);
+        });
+        self.arm(ctx);
+    }
+}
+
+impl Handler<Installed> for RaftActor {
+    type Result = ();
+
+    fn handle(&mut self, Installed { index, members }: Installed, ctx: &mut Self::Context) {
+        rt::or_abort("RaftActor", || {
+            self.parts.peers.replace(members);
+            let released = self.release(index);
+            self.parts.checkpointer.recorded(index, released);
+        });
+        self.arm(ctx);
+    }
+}
+
 impl Handler<Changed> for RaftActor {
     type Result = ();
 
@@ -533,6 +661,11 @@ impl Handler<Changed> for RaftActor {
         rt::or_abort("RaftActor", || {
             let mut answers = Vec::new();
             for AppliedChange { index, change, peer, conf_state, answer } in changes {
+                if index <= self.installed {
+                    // Raft has the members of the snapshot, and the transport gets them.
+                    answers.extend(answer);
+                    continue;
+                }
                 // IMPORTANT: before `applied` advances to the change.
                 match self.parts.driver.apply_conf_change(&change) {
                     Ok(state) => assert!(

@@ -2,8 +2,12 @@
 //! apply, publish the view, tell the others, reply, tell RaftActor.
 
 mod compaction;
+mod install;
+
+pub use self::install::{Install, Installed, Merged, SendSnapshot, Snapshots};
 
 use self::compaction::CompactStep;
+use self::install::{Held, Installing};
 use crate::actors::alarm_log;
 use crate::actors::auth::Provider;
 use crate::actors::checkpointer::{Trigger, Wanted};
@@ -21,10 +25,12 @@ use crate::base::error::{Error, Result};
 use crate::base::failpoint;
 use crate::cluster::members::PeerChange;
 use crate::cluster::state::Cluster;
+use crate::mvcc::backend::BackendError;
 use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::raftpb::{Entry, EntryType};
 use crate::raft::driver::Change;
+use crate::storage::engine;
 use crate::v2::Time;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use std::collections::HashMap;
@@ -114,6 +120,23 @@ pub struct StoreActor {
     compacting: bool,
     timings: Timings,
     trigger: Trigger,
+    view: View,
+    snapshots: Box<dyn Snapshots>,
+    /// A leader's snapshot is on its way into the machine.
+    installing: Option<Installing>,
+    /// Counts machines: a look that an older one has ordered means nothing.
+    generation: u64,
+}
+
+/// The engine as of now.
+pub type View = Box<dyn Fn() -> std::result::Result<engine::View, BackendError> + Send>;
+
+/// Snapshots, there and back.
+pub struct SnapshotParts {
+    pub trigger: Trigger,
+    /// Of what the machine has handed to its engine.
+    pub view: View,
+    pub snapshots: Box<dyn Snapshots>,
 }
 
 impl StoreActor {
@@ -124,9 +147,10 @@ impl StoreActor {
         shared: Arc<Shared>,
         provider: Arc<Provider>,
         pace: Pace,
-        trigger: Trigger,
+        parts: SnapshotParts,
     ) -> StoreActor {
         machine.want_events(false);
+        let SnapshotParts { trigger, view, snapshots } = parts;
         StoreActor {
             machine,
             cluster,
@@ -144,6 +168,10 @@ impl StoreActor {
             compacting: false,
             timings: Timings::new(),
             trigger,
+            view,
+            snapshots,
+            installing: None,
+            generation: 0,
         }
     }
 
@@ -151,7 +179,7 @@ impl StoreActor {
     fn snap_if_due(&mut self) {
         let (index, term) = self.machine.position();
         let log_bytes = self.shared.log_bytes();
-        if !self.trigger.is_due(index, log_bytes) {
+        if self.installing.is_some() || !self.trigger.is_due(index, log_bytes) {
             return;
         }
         tracing::info!(
@@ -346,6 +374,15 @@ impl StoreActor {
 }
 
 impl StoreActor {
+    /// A compaction that a stop interrupted goes on.
+    fn begin_compacting(&mut self, ctx: &mut Context<Self>) {
+        if let Some(revision) = self.machine.compaction_pending() {
+            tracing::info!("scheduled-compact-revision" = revision, "resume scheduled compaction");
+        }
+        self.compacting = true;
+        ctx.notify(CompactStep);
+    }
+
     /// Nodes of the v2 tree end when the log says so, at the leader's time.
     fn sync_v2(&mut self, ctx: &mut Context<Self>) {
         ctx.run_later(V2_SYNC_INTERVAL, |actor, ctx| {
@@ -367,12 +404,7 @@ impl Actor for StoreActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(crate::base::limits::RAFT_MAILBOX_MAX);
-        // A compaction that a stop interrupted goes on.
-        if let Some(revision) = self.machine.compaction_pending() {
-            tracing::info!("scheduled-compact-revision" = revision, "resume scheduled compaction");
-        }
-        self.compacting = true;
-        ctx.notify(CompactStep);
+        self.begin_compacting(ctx);
         self.sweep(ctx);
         self.sync_v2(ctx);
     }
@@ -402,7 +434,13 @@ impl Handler<Watch> for StoreActor {
 impl Handler<Apply> for StoreActor {
     type Result = ();
 
-    fn handle(&mut self, Apply { waiters, entries }: Apply, ctx: &mut Self::Context) {
+    fn handle(&mut self, apply: Apply, ctx: &mut Self::Context) {
+        self.take(Held::Apply(apply), ctx);
+    }
+}
+
+impl StoreActor {
+    fn apply_all(&mut self, Apply { waiters, entries }: Apply, ctx: &mut Context<Self>) {
         self.waiters.extend(waiters);
         let was_compacting = self.compacting;
         let mut changes = Vec::new();

@@ -42,6 +42,27 @@ pub const CHECKPOINT_RENAME: &str = "checkpoint-rename";
 pub const SNAP_WRITE: &str = "snap-write";
 /// RaftActor is about to record a snapshot in the WAL.
 pub const SNAP_RECORD: &str = "snap-record";
+/// A snapshot is about to be sent to a member; an error is the connection's.
+pub const SNAP_SEND: &str = "snap-send";
+/// A part of a snapshot is on its way; an error is the connection's.
+pub const SNAP_SENDING: &str = "snap-sending";
+/// A snapshot has reached its member, and the log is about to be kept for a while; an error lets it
+/// go at once.
+pub const LOG_KEPT: &str = "log-kept";
+/// A part of a database that a leader sends is about to be written; an error is the write's.
+pub const SNAP_RECEIVE: &str = "snap-receive";
+/// Such a database is on the disk and has its name.
+pub const SNAP_RECEIVED: &str = "snap-received";
+/// RaftActor is about to write a leader's snapshot down.
+pub const INSTALL_SAVE: &str = "install-save";
+/// It has, and is about to save the hard state that makes it count.
+pub const INSTALL_RECORDED: &str = "install-recorded";
+/// The checkpointer is about to give a leader's database the name of its own.
+pub const INSTALL_RENAME: &str = "install-rename";
+/// It has, and is about to import it.
+pub const INSTALL_IMPORT: &str = "install-import";
+/// It has been imported; StoreActor is about to take it.
+pub const INSTALL_SWAP: &str = "install-swap";
 /// The checkpointer is about to remove a segment that the WAL has released.
 pub const WAL_REMOVE: &str = "wal-remove";
 
@@ -65,6 +86,16 @@ pub const ALL: &[&str] = &[
     CHECKPOINT_RENAME,
     SNAP_WRITE,
     SNAP_RECORD,
+    SNAP_SEND,
+    SNAP_SENDING,
+    LOG_KEPT,
+    SNAP_RECEIVE,
+    SNAP_RECEIVED,
+    INSTALL_SAVE,
+    INSTALL_RECORDED,
+    INSTALL_RENAME,
+    INSTALL_IMPORT,
+    INSTALL_SWAP,
     WAL_REMOVE,
 ];
 

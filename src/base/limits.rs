@@ -88,9 +88,12 @@ pub const LEASE_CHECKPOINTS_PER_LOOK_MAX: usize = 20 * LEASE_CHECKPOINTS_PER_ENT
 /// Bytes that the log may grow behind the newest snapshot before one is asked for, however few
 /// entries they are.
 pub const LOG_BYTES_PER_SNAPSHOT_MAX: u64 = 1024 * 1024 * 1024;
-/// Segments of the log, of 64 MB each, that stay on every member of a cluster: who is further
-/// behind than these needs a snapshot from the leader, which is not built yet.
+/// Segments of the log, of 64 MB each, that stay at most for members that are behind, however many
+/// entries `--experimental-snapshot-catchup-entries` asks for.
 pub const WAL_SEGMENTS_FOR_PEERS: usize = 32;
+/// Snapshots on their way to members at once (etcd v3.5.17 `server/etcdserver/server.go`
+/// maxInFlightMsgSnap).
+pub const SNAPSHOTS_SENDING_MAX: usize = 16;
 /// Bytes of checkpoints that may be written before any are earned.
 pub const CHECKPOINT_BYTES_AT_FIRST: u64 = 64 * 1024 * 1024;
 /// Bytes of checkpoints that each second earns, beside those that go to the log.

@@ -108,7 +108,6 @@ const NO_DISCOVERY: Effect = Effect::AcceptedWithoutEffect("v2 discovery is not 
 const NO_PROXY: Effect = Effect::AcceptedWithoutEffect("the v2 proxy is not implemented");
 const NO_TRACING: Effect = Effect::AcceptedWithoutEffect("trace export is not implemented");
 const NO_PPROF: Effect = Effect::AcceptedWithoutEffect("there is no Go runtime to profile");
-const CATCH_UP: Effect = Effect::Later("the log that stays on the disk is sent, which is more");
 const CHECKPOINTS: Effect =
     Effect::AcceptedWithoutEffect("the database file follows at its own pace");
 const V2_API: Effect = Effect::Later("the v2 API is not served");
@@ -272,7 +271,7 @@ pub const FLAGS: &[Flag] = &[
     f(EXPERIMENTAL, "experimental-txn-mode-write-with-shared-buffer", Bool, "true", NO_BBOLT, "Share the read buffer with write transactions that check first."),
     f(EXPERIMENTAL, "experimental-bootstrap-defrag-threshold-megabytes", Uint, "0", W, "Defragment at boot if that frees so much (0: never)."),
     f(EXPERIMENTAL, "experimental-stop-grpc-service-on-defrag", Bool, "false", W, "Report not serving while defragmenting."),
-    f(HIDDEN, "experimental-snapshot-catchup-entries", Uint, "5000", CATCH_UP, "Entries kept for slow followers after a snapshot."),
+    f(HIDDEN, "experimental-snapshot-catchup-entries", Uint, "5000", W, "Entries kept for slow followers after a snapshot."),
 
     f(UNSAFE, "force-new-cluster", Bool, "false", STANDALONE, "Make a cluster of one member out of this member's data."),
     f(UNSAFE, "unsafe-no-fsync", Bool, "false", W, "Do not wait for the disk; a crash loses data."),

@@ -1,9 +1,11 @@
 //! From a data directory (or none) to a recovered member: lock, WAL, engine, and the committed
 //! entries that the engine or the member table still lack.
 
+use crate::actors::checkpointer::{self, Fresh};
 use crate::actors::rt;
 use crate::apply::{self, Machine, Options, Payload, payload};
 use crate::base::clock::{Clock as _, SystemClock};
+use crate::base::failpoint;
 use crate::base::ids::{ClusterId, MemberId};
 use crate::cli::config::{ClusterState, Config, V2Deprecation};
 use crate::cluster::identity;
@@ -92,6 +94,7 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
     let snapshot_index = snap.as_ref().map_or(0, |snap| snap.index);
     let mut cluster = cluster_at(snap.as_ref())?;
     install_received(&mut dir, snapshot_index)?;
+    dir.remove_old_engines().map_err(|error| error.to_string())?;
     check_v2_keys(config.v2_deprecation, &cluster)?;
     let (engine, mut machine) = open_machine(config, &dir, metadata)?;
     refuse_older_than_snapshot(&replay, &dir, snapshot_index, machine.position().0)?;
@@ -107,7 +110,8 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
         wal.save(Some(&hard_state), &[], true).map_err(|error| error.to_string())?;
     }
     let checkpoint = open_checkpoint(&mut dir, &engine)?;
-    let floor = floor(&mut replay, snap.as_ref());
+    let caught_up = snapshot_index.saturating_sub(config.snapshot_catchup_entries);
+    let floor = floor(&mut replay, snap.as_ref()).max(caught_up);
     let log = LogStart {
         hard_state,
         conf_state: cluster.members().conf_state(),
@@ -229,7 +233,7 @@ fn refuse_another_version(cluster: &Cluster, machine: &Machine) -> Result<(), St
 
 /// Whether a snapshot may hold keys of the v2 API (etcd v3.5.17 `server.go`
 /// assertNoV2StoreContent).
-fn check_v2_keys(stage: V2Deprecation, cluster: &Cluster) -> Result<(), String> {
+pub(super) fn check_v2_keys(stage: V2Deprecation, cluster: &Cluster) -> Result<(), String> {
     if !cluster.has_v2_keys() {
         return Ok(());
     }
@@ -317,6 +321,45 @@ fn open_checkpoint(dir: &mut DataDir, engine: &Engine) -> Result<Checkpoint, Str
         tracing::error!(%error, "failed to write the first checkpoint; it is tried again");
     }
     Ok(checkpoint)
+}
+
+/// Puts a leader's snapshot into the place of what a running member has.
+pub struct Installer {
+    dir: DataDir,
+    metadata: Metadata,
+    options: Options,
+}
+
+impl Installer {
+    /// For a member that runs in this directory.
+    pub fn new(config: &Config, dir: DataDir, member: MemberId, cluster: ClusterId) -> Installer {
+        let metadata = Metadata { node_id: member.0, cluster_id: cluster.0 };
+        Installer { dir, metadata, options: options(config) }
+    }
+}
+
+impl checkpointer::Installer for Installer {
+    fn install(&mut self, index: u64) -> Result<Fresh, String> {
+        failpoint::hit(failpoint::INSTALL_RENAME);
+        if !self.dir.install_received(index).map_err(|error| error.to_string())? {
+            return Err("the database that came with it is gone".to_owned());
+        }
+        let Some(database) = self.dir.take_database() else { unreachable!("just put there") };
+        failpoint::hit(failpoint::INSTALL_IMPORT);
+        let path = self.dir.engine_at(index);
+        if path.exists() {
+            std::fs::remove_dir_all(&path).map_err(|error| error.to_string())?;
+        }
+        let on_fatal = Box::new(|reason: &str| rt::fatal(reason));
+        let opened = Engine::open(&path, self.metadata, on_fatal);
+        let engine = Arc::new(opened.map_err(|error| error.to_string())?.engine);
+        import::import(&database, &engine).map_err(|error| error.to_string())?;
+        let machine = Machine::open(engine.clone(), self.options);
+        let machine = machine.map_err(|error| error.to_string())?;
+        let checkpoint = Checkpoint::of(&self.dir.snap(), database);
+        let checkpoint = checkpoint.map_err(|error| error.to_string())?;
+        Ok(Fresh { checkpoint, engine, machine })
+    }
 }
 
 fn options(config: &Config) -> Options {

@@ -8,7 +8,7 @@ use crate::actors::store::{Shrink, StoreActor};
 use crate::base::clock::{Clock, SystemClock};
 use crate::mvcc::Reader;
 use crate::obs::metrics::metrics;
-use crate::storage::engine::Engine;
+use crate::storage::engine::Current;
 use actix::Addr;
 use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 /// See the module.
 #[derive(Clone)]
 pub struct Defragmenter {
-    pub engine: Arc<Engine>,
+    pub engine: Current,
     pub store: Addr<StoreActor>,
     pub reader: Reader,
     /// Told that the database file is to become small.
@@ -68,15 +68,16 @@ impl Defragmenter {
         let _running = Running::begin(self);
         let begun = SystemClock.now();
         let (size, in_use) = (self.reader.size_bytes(), self.reader.size_in_use_bytes());
-        let engine_bytes = self.engine.disk_bytes();
+        let engine = self.engine.now();
+        let engine_bytes = engine.disk_bytes();
         tracing::info!(
             "current-db-size-bytes" = size,
             "current-db-size-in-use-bytes" = in_use,
             "current-engine-bytes" = engine_bytes,
             "defragmenting"
         );
-        let engine = Arc::clone(&self.engine);
-        let compacted = tokio::task::spawn_blocking(move || engine.compact()).await;
+        let compacting = Arc::clone(&engine);
+        let compacted = tokio::task::spawn_blocking(move || compacting.compact()).await;
         compacted.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         let (done, shrunk) = oneshot::channel();
         self.store.do_send(Shrink(done));
@@ -90,7 +91,7 @@ impl Defragmenter {
             "current-db-size-bytes" = new_size,
             "current-db-size-in-use-bytes-diff" = signed_diff(new_in_use, in_use),
             "current-db-size-in-use-bytes" = new_in_use,
-            "current-engine-bytes" = self.engine.disk_bytes(),
+            "current-engine-bytes" = engine.disk_bytes(),
             took = ?took,
             "finished defragmenting directory"
         );

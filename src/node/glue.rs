@@ -5,26 +5,32 @@ use crate::actors::corruption::{AskError, PeerHashes};
 use crate::actors::handle::Answer;
 use crate::actors::membership::Peering;
 use crate::actors::raft::{self, Peers, RaftActor};
+use crate::actors::store::{Merged, Snapshots};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::error::{Error, Result};
 use crate::base::ids::{ClusterId, MemberId};
 use crate::base::url::Url;
-use crate::cli::config::Config;
+use crate::cli::config::{Config, V2Deprecation};
 use crate::cluster::members::{Member, PeerChange};
+use crate::cluster::state::Cluster;
 use crate::mvcc;
 use crate::mvcc::corrupt::Told;
+use crate::node::boot;
 use crate::node::join::Ask;
 use crate::obs::metrics::metrics;
 use crate::pb::etcdserverpb as rpc;
 use crate::pb::leasepb;
 use crate::pb::raftpb::Message;
-use crate::storage::engine::Engine;
+use crate::storage::engine::Current;
 use crate::storage::image::{Image, ImageError, Sized, Sizing};
+use crate::storage::snap;
 use crate::transport::rafthttp::{self, HashError, PeerHash, RaftSink, StepError, Transport};
 use crate::transport::tls::{self, TlsInfo};
+use crate::v2;
 use actix::Addr;
 use bytes::Bytes;
 use prost::Message as _;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -123,12 +129,24 @@ impl rafthttp::Connect for Connector {
 pub struct Sink {
     shared: Arc<Shared>,
     raft: OnceLock<Addr<RaftActor>>,
+    /// `member/snap`.
+    snap_dir: PathBuf,
+    v2_deprecation: V2Deprecation,
 }
 
 impl Sink {
     /// Refuses messages until [`Sink::connect`].
-    pub fn new(shared: Arc<Shared>) -> Sink {
-        Sink { shared, raft: OnceLock::new() }
+    pub fn new(shared: Arc<Shared>, snap_dir: PathBuf, v2_deprecation: V2Deprecation) -> Sink {
+        Sink { shared, raft: OnceLock::new(), snap_dir, v2_deprecation }
+    }
+
+    /// Raft may take a snapshot only if the member can follow: a tree that cannot be read would be
+    /// its end.
+    fn check_snapshot(&self, message: &Message) -> std::result::Result<(), String> {
+        let snapshot = message.get_snapshot();
+        let members = snapshot.get_metadata().get_conf_state();
+        let cluster = Cluster::from_snapshot(&snapshot.data, members)?;
+        boot::check_v2_keys(self.v2_deprecation, &cluster)
     }
 
     /// From now on messages are taken.
@@ -164,6 +182,24 @@ impl RaftSink for Sink {
         })
     }
 
+    fn step_snapshot(&self, message: Message) -> rafthttp::Stepping {
+        match self.check_snapshot(&message) {
+            Ok(()) => self.step(message),
+            Err(error) => Box::pin(async { Err(StepError::Failed(error)) }),
+        }
+    }
+
+    fn receive(&self, index: u64) -> std::result::Result<Box<dyn rafthttp::Incoming>, String> {
+        let received = snap::Received::begin(&self.snap_dir, index);
+        Ok(Box::new(IncomingDatabase(received.map_err(|error| error.to_string())?)))
+    }
+
+    fn snapshot_status(&self, to: MemberId, delivered: bool) {
+        if let Some(raft) = self.raft.get() {
+            raft.do_send(raft::SnapStatus { to, delivered });
+        }
+    }
+
     fn unreachable(&self, id: MemberId) {
         if let Some(raft) = self.raft.get() {
             raft.do_send(raft::Unreachable(id));
@@ -180,6 +216,39 @@ impl RaftSink for Sink {
 
     fn removed_by_peer(&self, _peer: MemberId) {
         self.shared.publish_removed();
+    }
+}
+
+/// A leader's database on its way into a file.
+struct IncomingDatabase(snap::Received);
+
+impl rafthttp::Incoming for IncomingDatabase {
+    fn write(&mut self, bytes: &[u8]) -> std::result::Result<(), String> {
+        self.0.write(bytes).map_err(|error| error.to_string())
+    }
+
+    fn finish(self: Box<Self>) -> std::result::Result<(), String> {
+        self.0.finish().map_err(|error| error.to_string())
+    }
+}
+
+/// A snapshot on its way to a peer.
+struct OutgoingSnapshot {
+    message: Message,
+    tree: v2::Image,
+    database: ImageReader,
+}
+
+impl rafthttp::Outgoing for OutgoingSnapshot {
+    fn prepare(&mut self) -> std::result::Result<Option<(Message, u64)>, String> {
+        let Some(bytes) = crate::grpc::Image::prepare(&mut self.database)? else { return Ok(None) };
+        let mut message = std::mem::take(&mut self.message);
+        message.mut_snapshot().data = self.tree.json().into();
+        Ok(Some((message, bytes)))
+    }
+
+    fn read(&mut self, bytes: usize) -> std::result::Result<Bytes, String> {
+        crate::grpc::Image::read(&mut self.database, bytes)
     }
 }
 
@@ -207,7 +276,8 @@ pub fn transport(
     )
 }
 
-/// RaftActor's side of the transport.
+/// RaftActor's and StoreActor's side of the transport.
+#[derive(Clone)]
 pub struct TransportPeers {
     transport: Transport,
     local: MemberId,
@@ -237,6 +307,26 @@ impl Peers for TransportPeers {
             _ => {}
         }
     }
+
+    fn replace(&self, members: Vec<Member>) {
+        let is_member = |id: &MemberId| members.iter().any(|member| member.id == id.0);
+        for id in self.transport.peers().iter().filter(|id| !is_member(id)) {
+            self.transport.remove_peer(*id);
+        }
+        for member in members {
+            self.change(PeerChange::Update(member.clone()));
+            self.change(PeerChange::Add(member));
+        }
+    }
+}
+
+impl Snapshots for TransportPeers {
+    fn send(&self, Merged { message, tree, view }: Merged) {
+        let to = MemberId(message.to);
+        let database = ImageReader::Sizing(Sizing::new(view).ok().map(Box::new));
+        let outgoing = OutgoingSnapshot { message, tree, database };
+        self.transport.send_snapshot(to, Box::new(outgoing));
+    }
 }
 
 fn parse_urls(urls: &[String]) -> Vec<Url> {
@@ -246,7 +336,7 @@ fn parse_urls(urls: &[String]) -> Vec<Url> {
 /// The store, as gRPC reads it.
 pub struct Reads {
     pub reader: mvcc::Reader,
-    pub engine: Arc<Engine>,
+    pub engine: Current,
     pub quota: crate::apply::QuotaReader,
 }
 
@@ -291,7 +381,7 @@ impl crate::grpc::Reads for Reads {
 
     fn image(&self) -> std::result::Result<Box<dyn crate::grpc::Image>, String> {
         let text = |error: ImageError| error.to_string();
-        let view = self.engine.view().map_err(|error| error.to_string())?;
+        let view = self.engine.now().view().map_err(|error| error.to_string())?;
         Ok(Box::new(ImageReader::Sizing(Some(Box::new(Sizing::new(view).map_err(text)?)))))
     }
 }

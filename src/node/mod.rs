@@ -34,8 +34,10 @@ use crate::cli::govalue;
 use crate::grpc;
 use crate::http;
 use crate::mvcc::auto_compact::Retention;
+use crate::node::boot::Installer;
 use crate::node::defragment::Defragmenter;
 use crate::raft::driver::{Driver, Settings};
+use crate::storage::engine::Current;
 use actix::Actor;
 use actix_rt::Arbiter;
 use std::sync::Arc;
@@ -126,7 +128,8 @@ async fn member(config: Config) -> Result<(), String> {
     )
     .map_err(|error| error.to_string())?;
 
-    let sink = Arc::new(glue::Sink::new(shared.clone()));
+    let snap_dir = booted.dir.snap();
+    let sink = Arc::new(glue::Sink::new(shared.clone(), snap_dir.clone(), config.v2_deprecation));
     let transport = glue::transport(
         &config,
         (booted.member, booted.cluster_id),
@@ -194,8 +197,15 @@ async fn member(config: Config) -> Result<(), String> {
         clock: clock.clone(),
     };
     let trigger = Trigger::new(checkpointer.clone(), config.snapshot_count, booted.snapshot_index);
+    let engine = Current::new(booted.engine);
+    let viewed = engine.clone();
+    let snapshots = store::SnapshotParts {
+        trigger,
+        view: Box::new(move || viewed.now().view()),
+        snapshots: Box::new(peers.clone()),
+    };
     let store = StoreActor::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-        StoreActor::new(machine, cluster, store_shared, provider, pace, trigger)
+        StoreActor::new(machine, cluster, store_shared, provider, pace, snapshots)
     });
     let (table, hub_reader, hub_store) = (Arc::default(), reader.clone(), store.clone());
     let hub = rt::supervise(&Arbiter::new().handle(), clock.clone(), move || {
@@ -210,6 +220,8 @@ async fn member(config: Config) -> Result<(), String> {
         peers: Box::new(peers),
         checkpointer: checkpointer.clone(),
         segments_kept: (config.max_wals > 0).then_some(config.max_wals),
+        catchup_entries: config.snapshot_catchup_entries,
+        snap_dir: snap_dir.clone(),
         shared: shared.clone(),
         clock: clock.clone(),
         tick_interval,
@@ -232,10 +244,12 @@ async fn member(config: Config) -> Result<(), String> {
     });
     let raft_addr = addressed.await.map_err(|_| "RaftActor did not start".to_owned())?;
 
+    let installer = Installer::new(&config, booted.dir, booted.member, booted.cluster_id);
     let checkpointing = checkpointer::Parts {
         checkpoint: booted.checkpoint,
-        engine: booted.engine.clone(),
-        dir: booted.dir.snap(),
+        engine: engine.clone(),
+        installer: Box::new(installer),
+        dir: snap_dir,
         snaps_kept: config.max_snapshots,
         raft: raft_addr.clone(),
         shared: shared.clone(),
@@ -248,7 +262,7 @@ async fn member(config: Config) -> Result<(), String> {
     let (serving, serving_seen) = watch::channel(true);
     let serving = Arc::new(serving);
     let defragmenter = Defragmenter {
-        engine: booted.engine.clone(),
+        engine: engine.clone(),
         store: store.clone(),
         reader: reader.clone(),
         serving: config.experimental_stop_grpc_service_on_defrag.then(|| serving.clone()),
@@ -270,7 +284,7 @@ async fn member(config: Config) -> Result<(), String> {
         election_timeout,
         tick_interval,
     });
-    let reads = Arc::new(glue::Reads { reader, engine: booted.engine.clone(), quota });
+    let reads = Arc::new(glue::Reads { reader, engine: engine.clone(), quota });
     let hash_reads = reads.clone();
     let hash: http::HashRead = Arc::new(move |rev| grpc::Reads::hash_kv(&*hash_reads, rev));
     serve::peers(&config, &tls, listeners.peer, &core, &transport, hash, stopping.clone());
@@ -304,10 +318,9 @@ async fn member(config: Config) -> Result<(), String> {
         let _ = finished.await;
     };
     let _ = tokio::time::timeout(STOP_TIMEOUT, stopped).await;
-    let engine = booted.engine;
     let closed = tokio::task::spawn_blocking(move || {
         checkpointing.stop();
-        engine.close()
+        engine.now().close()
     });
     if let Err(error) = closed.await {
         rt::fatal(&format!("failed to close the engine: {error}"));

@@ -1,8 +1,9 @@
 //! What a foreign message must be before raft may see it: the crate indexes and panics otherwise.
 
 use crate::base::ids::MemberId;
-use crate::pb::raftpb::{ConfChange, ConfChangeV2, EntryType, Message, MessageType};
+use crate::pb::raftpb::{ConfChange, ConfChangeV2, ConfState, EntryType, Message, MessageType};
 use prost::Message as _;
+use std::collections::BTreeSet;
 
 /// Why a message from a peer was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,8 +42,12 @@ pub enum Refused {
     NoTerm,
     #[error("from another member than this term's leader")]
     SecondLeader,
-    #[error("snapshots are not taken yet")]
-    Snapshot,
+    #[error("snapshot of nothing, or of a later term than the message")]
+    BadSnapshot,
+    #[error("snapshot of a cluster that cannot be")]
+    BadSnapshotMembers,
+    #[error("snapshot contradicts the log at the commit index")]
+    SnapshotContradictsCommit,
 }
 
 /// The member's own position, which messages are held against.
@@ -89,7 +94,7 @@ pub fn admit(
         {
             return Err(Refused::SecondLeader);
         }
-        MessageType::MsgSnapshot => return Err(Refused::Snapshot),
+        MessageType::MsgSnapshot => admit_snapshot(message, at, &term_of)?,
         // A follower passes these three on to its leader, and the crate refuses to send a message
         // that has a term already.
         MessageType::MsgPropose | MessageType::MsgReadIndex if message.term != 0 => {
@@ -132,6 +137,35 @@ pub fn admit(
     Ok(())
 }
 
+fn admit_snapshot(
+    message: &Message,
+    at: Position,
+    term_of: &impl Fn(u64) -> Option<u64>,
+) -> Result<(), Refused> {
+    let metadata = message.get_snapshot().get_metadata();
+    let bounded = (1..u64::MAX).contains(&metadata.index);
+    if !bounded || metadata.term == 0 || metadata.term > message.term {
+        return Err(Refused::BadSnapshot);
+    }
+    if !is_cluster(metadata.get_conf_state()) {
+        return Err(Refused::BadSnapshotMembers);
+    }
+    let same = term_of(metadata.index).is_none_or(|term| term == metadata.term);
+    if metadata.index == at.committed && message.term >= at.term && !same {
+        return Err(Refused::SnapshotContradictsCommit);
+    }
+    Ok(())
+}
+
+/// Whether the crate can take it: etcd's members never have two configurations at once.
+fn is_cluster(members: &ConfState) -> bool {
+    let ConfState { voters, learners, voters_outgoing, learners_next, auto_leave } = members;
+    let ids: BTreeSet<u64> = voters.iter().chain(learners).copied().collect();
+    let single = voters_outgoing.is_empty() && learners_next.is_empty() && !auto_leave;
+    let distinct = ids.len() == voters.len() + learners.len() && !ids.contains(&0);
+    single && distinct && !voters.is_empty()
+}
+
 fn admit_append(
     message: &Message,
     at: Position,
@@ -160,7 +194,7 @@ fn admit_append(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pb::raftpb::Entry;
+    use crate::pb::raftpb::{Entry, Snapshot, SnapshotMetadata};
 
     const AT: Position = Position {
         member: MemberId(1),
@@ -229,6 +263,30 @@ mod tests {
         };
         assert_eq!(check(&conf), Err(Refused::UnreadableConfChange));
         assert_eq!(check(&message(MessageType::MsgHeartbeat)), Ok(()));
+    }
+
+    #[test]
+    fn impossible_snapshots_are_refused() {
+        let with = |index: u64, term: u64, voters: &[u64], learners: &[u64]| {
+            let (voters, learners) = (voters.to_vec(), learners.to_vec());
+            let conf_state = Some(ConfState { voters, learners, ..ConfState::default() });
+            let metadata = Some(SnapshotMetadata { conf_state, index, term });
+            let snapshot = Some(Snapshot { metadata, ..Snapshot::default() });
+            check(&Message { snapshot, ..message(MessageType::MsgSnapshot) })
+        };
+        assert_eq!(with(20, 5, &[1, 2], &[3]), Ok(()));
+        assert_eq!(with(8, 5, &[1, 2], &[]), Ok(()), "raft ignores what it has");
+        assert_eq!(with(0, 5, &[1], &[]), Err(Refused::BadSnapshot));
+        assert_eq!(with(u64::MAX, 5, &[1], &[]), Err(Refused::BadSnapshot));
+        assert_eq!(with(20, 6, &[1], &[]), Err(Refused::BadSnapshot));
+        assert_eq!(with(8, 4, &[1], &[]), Err(Refused::SnapshotContradictsCommit));
+        for (voters, learners) in
+            [(&[][..], &[1][..]), (&[1, 1], &[]), (&[1, 2], &[2]), (&[1, 0], &[])]
+        {
+            assert_eq!(with(20, 5, voters, learners), Err(Refused::BadSnapshotMembers));
+        }
+        let none = check(&message(MessageType::MsgSnapshot));
+        assert_eq!(none, Err(Refused::BadSnapshot));
     }
 
     #[test]

@@ -5,12 +5,13 @@ use crate::base::ids::MemberId;
 use crate::base::limits;
 use crate::pb::raftpb::{
     ConfChange, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType,
+    Snapshot,
 };
 use crate::raft::admit::{self, Refused};
 use crate::raft::log::{Archive, Log, LogStart};
 use bytes::Bytes;
 use prost::Message as _;
-use raft::{Config, RawNode, ReadOnlyOption, StateRole, Storage};
+use raft::{Config, RawNode, ReadOnlyOption, SnapshotStatus, StateRole, Storage};
 
 /// etcd's settings that a flag or the cluster's size decides.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +37,14 @@ pub struct Standing {
     pub committed: u64,
 }
 
-/// One round of work. The order is the contract: send `messages`; save `hard_state` and `entries`
-/// (synced if `must_sync`); call [`Driver::saved`]; only then send and apply what it returns.
+/// One round of work. The order is the contract: send `messages`; write down that `snapshot` takes
+/// the place of the log; save `hard_state` and `entries` (synced if `must_sync`); call
+/// [`Driver::saved`]; only then put the snapshot into the machine, and send and apply what it
+/// returns.
 #[derive(Debug, Default)]
 pub struct Work {
+    /// From the leader, of what it has released of its log.
+    pub snapshot: Option<Snapshot>,
     pub hard_state: Option<HardState>,
     pub entries: Vec<Entry>,
     pub must_sync: bool,
@@ -229,6 +234,12 @@ impl<A: Archive> Driver<A> {
         self.raw.raft.raft_log.term(standing.committed).is_ok_and(|term| term == standing.term)
     }
 
+    /// A snapshot has reached the peer, or not.
+    pub fn report_snapshot(&mut self, id: MemberId, delivered: bool) {
+        let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raw.report_snapshot(id.0, status);
+    }
+
     /// A message to the peer was lost.
     pub fn report_unreachable(&mut self, id: MemberId) {
         self.raw.report_unreachable(id.0);
@@ -247,17 +258,16 @@ impl<A: Archive> Driver<A> {
 
     /// The machine has applied everything up to `index`, which may be said more than once.
     pub fn applied(&mut self, index: u64) {
-        if index <= self.raw.raft.raft_log.applied {
-            return;
+        if index > self.raw.raft.raft_log.applied {
+            self.raw.advance_apply_to(index);
         }
-        self.raw.advance_apply_to(index);
         self.raw.mut_store().set_applied(index);
     }
 
     /// The log on disk begins behind this index from now on. A member that needs entries up to it
-    /// needs a snapshot.
-    pub fn compact(&mut self, floor: u64) {
-        self.raw.mut_store().set_floor(floor);
+    /// needs a snapshot. False if it began there already.
+    pub fn compact(&mut self, floor: u64) -> bool {
+        self.raw.mut_store().set_floor(floor)
     }
 
     /// The next round of work, if there is any. [`Driver::saved`] must follow.
@@ -267,7 +277,9 @@ impl<A: Archive> Driver<A> {
             return None;
         }
         let mut ready = self.raw.ready();
+        let snapshot = ready.snapshot();
         let work = Work {
+            snapshot: (!snapshot.is_empty()).then(|| snapshot.clone()),
             hard_state: ready.hs().copied(),
             entries: ready.take_entries(),
             must_sync: ready.must_sync(),
@@ -290,12 +302,20 @@ impl<A: Archive> Driver<A> {
     pub fn saved(&mut self, work: &Work) -> Saved {
         let mut ready = self.round.take().expect("saved follows work");
         let log = self.raw.mut_store();
+        if let Some(snapshot) = &work.snapshot {
+            log.restart(snapshot.get_metadata());
+        }
         log.append(&work.entries);
         if let Some(hard_state) = work.hard_state {
             log.set_hard_state(hard_state);
         }
         let mut messages = ready.take_persisted_messages();
         let mut light = self.raw.advance_append(ready);
+        if let Some(snapshot) = &work.snapshot {
+            // Raft looks for changes of members among what is not applied, and there are no entries
+            // to look at. Those that the snapshot has are raft's already.
+            self.raw.advance_apply_to(snapshot.get_metadata().index);
+        }
         if let Some(commit) = light.commit_index() {
             self.raw.mut_store().set_commit(commit);
         }
@@ -482,6 +502,69 @@ mod tests {
             }
         }
         assert_eq!(seen, Some((7, 5)));
+    }
+
+    /// Delivers what the nodes say until nobody says anything; `lose` ends a message's way.
+    fn talk(nodes: &mut [Driver<NoArchive>], lose: impl Fn(&Message) -> bool) -> Vec<Snapshot> {
+        let mut snapshots = Vec::new();
+        for _ in 0..100 {
+            let mut mail = Vec::new();
+            for node in nodes.iter_mut() {
+                while let Some(work) = node.work() {
+                    mail.extend(work.messages.iter().cloned());
+                    let saved = node.saved(&work);
+                    mail.extend(saved.messages);
+                    for entry in work.committed.into_iter().chain(saved.committed) {
+                        node.applied(entry.index);
+                    }
+                    snapshots.extend(work.snapshot);
+                }
+            }
+            mail.retain(|message| !lose(message));
+            if mail.is_empty() {
+                return snapshots;
+            }
+            for message in mail {
+                let to = (message.to - 1) as usize;
+                nodes[to].step(message).unwrap();
+            }
+        }
+        panic!("no rest after 100 rounds");
+    }
+
+    #[test]
+    fn who_needs_what_the_log_has_released_gets_a_snapshot_and_then_the_log() {
+        let mut nodes = [node(1, 3), node(2, 3), node(3, 3)];
+        nodes[0].campaign().unwrap();
+        talk(&mut nodes, |_| false);
+        for n in 0..8 {
+            nodes[0].propose(vec![format!("{n}").into()]).unwrap();
+            talk(&mut nodes, |message| message.to == 3 || message.from == 3);
+        }
+        nodes[0].compact(10);
+        assert_eq!(nodes[0].raw.store().first_index().unwrap(), 11);
+        // The first snapshot is lost, which raft is told; it sends another.
+        let lost = |message: &Message| message.get_msg_type() == MessageType::MsgSnapshot;
+        nodes[0].tick();
+        talk(&mut nodes, lost);
+        nodes[0].tick();
+        assert_eq!(talk(&mut nodes, lost), [], "one is on its way");
+        nodes[0].report_snapshot(MemberId(3), false);
+        nodes[0].tick();
+        let installed = talk(&mut nodes, |_| false);
+        assert_eq!(installed.len(), 1);
+        let metadata = installed[0].get_metadata();
+        assert_eq!((metadata.index, metadata.term), (12, 2));
+        assert_eq!(metadata.get_conf_state().voters, [1, 2, 3]);
+        nodes[0].report_snapshot(MemberId(3), true);
+        nodes[0].propose(vec!["after".into()]).unwrap();
+        talk(&mut nodes, |_| false);
+        assert_eq!(nodes[2].last_entry(), (13, 2));
+        assert_eq!(nodes[2].standing().committed, 13);
+        // It may campaign although the snapshot is not in the machine yet.
+        nodes[0].transfer_leader(MemberId(3));
+        talk(&mut nodes, |_| false);
+        assert!(nodes[2].standing().is_leader);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The log as the raft crate sees it: a bounded cache of recent entries over an archive on disk.
 
 use crate::base::limits;
-use crate::pb::raftpb::{ConfState, Entry, HardState, Snapshot};
+use crate::pb::raftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use std::collections::VecDeque;
 
@@ -108,22 +108,34 @@ impl<A: Archive> Log<A> {
         self.conf_state = conf_state;
     }
 
-    /// Entries up to this index, as far as they are applied, are not for others any more.
-    pub fn set_floor(&mut self, floor: u64) {
+    /// Entries up to this index, as far as they are applied, are not for others any more. False if
+    /// they were not before.
+    pub fn set_floor(&mut self, floor: u64) -> bool {
         let floor = floor.min(self.applied);
         if floor <= self.floor {
-            return;
+            return false;
         }
         self.floor = floor;
         // The run that holds it stays: the term before the first entry is asked for.
         let after = self.term_runs.partition_point(|(start, _)| *start <= floor);
         self.term_runs.drain(..after.saturating_sub(1));
+        true
     }
 
     /// Entries up to `applied` may leave memory.
     pub fn set_applied(&mut self, applied: u64) {
-        self.applied = applied;
+        self.applied = self.applied.max(applied);
         self.trim();
+    }
+
+    /// A snapshot has taken the place of the log: the next entry follows it.
+    pub fn restart(&mut self, metadata: &SnapshotMetadata) {
+        let SnapshotMetadata { conf_state, index, term } = metadata;
+        self.conf_state = conf_state.clone().unwrap_or_default();
+        (self.floor, self.last_index) = (*index, *index);
+        self.term_runs = vec![(*index, *term)];
+        self.cache.clear();
+        self.cache_bytes = 0;
     }
 
     fn trim(&mut self) {
@@ -200,9 +212,18 @@ impl<A: Archive> Storage for Log<A> {
         Ok(self.last_index)
     }
 
-    /// Who needs what lies before the log waits: snapshots are not sent yet.
+    /// For who needs what lies before the log: an index that a snapshot will have reached when it
+    /// is made. What it holds is the machine's, so whoever sends it fills it in.
     fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+        let unavailable = raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable);
+        // A snapshot of its own may be on its way into the machine.
+        if self.applied == 0 || self.applied < self.floor {
+            return Err(unavailable);
+        }
+        let term = self.term(self.applied)?;
+        let conf_state = Some(self.conf_state.clone());
+        let metadata = Some(SnapshotMetadata { conf_state, index: self.applied, term });
+        Ok(Snapshot { data: bytes::Bytes::new(), metadata })
     }
 }
 
@@ -237,8 +258,8 @@ mod tests {
         let mut log = Log::new(Nothing, LogStart::default());
         log.append(&[entry(1, 1, 1), entry(2, 2, 1), entry(3, 2, 1), entry(4, 3, 1)]);
         log.set_applied(4);
-        for floor in [3, 2, 3] {
-            log.set_floor(floor);
+        for (floor, moves) in [(3, true), (2, false), (3, false)] {
+            assert_eq!(log.set_floor(floor), moves);
             assert_eq!(log.first_index().unwrap(), 4);
         }
         assert_eq!((log.term(3).unwrap(), log.term(4).unwrap()), (2, 3));
@@ -246,6 +267,27 @@ mod tests {
         let context = || GetEntriesContext::empty(false);
         assert!(log.entries(3, 5, None, context()).is_err());
         assert_eq!(log.entries(4, 5, None, context()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_snapshot_takes_the_place_of_the_log_and_one_can_be_sent_once_it_is_applied() {
+        let mut log = Log::new(Nothing, LogStart::default());
+        assert!(log.snapshot(0, 2).is_err());
+        log.append(&[entry(1, 1, 1), entry(2, 1, 1), entry(3, 1, 1)]);
+        log.set_applied(2);
+        assert_eq!(log.snapshot(0, 2).unwrap().get_metadata().index, 2);
+        let conf_state = Some(ConfState { voters: vec![7], ..ConfState::default() });
+        log.restart(&SnapshotMetadata { conf_state, index: 90, term: 4 });
+        assert_eq!((log.first_index().unwrap(), log.last_index().unwrap()), (91, 90));
+        assert_eq!(log.term(90).unwrap(), 4);
+        assert!(log.term(3).is_err() && log.term(91).is_err());
+        assert_eq!(log.initial_state().unwrap().conf_state.voters, [7]);
+        assert!(log.snapshot(0, 2).is_err(), "its state is not there yet");
+        log.append(&[entry(91, 4, 1), entry(92, 5, 1)]);
+        log.set_applied(90);
+        let snapshot = log.snapshot(0, 2).unwrap();
+        assert_eq!((snapshot.get_metadata().index, snapshot.get_metadata().term), (90, 4));
+        assert_eq!(log.entries(91, 93, None, GetEntriesContext::empty(false)).unwrap().len(), 2);
     }
 
     #[test]

@@ -8,4 +8,5 @@ pub mod driver;
 pub mod leader_only;
 pub mod log;
 pub mod reads;
+pub mod sending;
 pub mod turn;

@@ -1,7 +1,7 @@
 //! A turn of raft's work in the one order that is safe: send what may leave before the save, save,
 //! and only then send and hand on what the save sets free.
 
-use crate::pb::raftpb::{Entry, HardState, Message};
+use crate::pb::raftpb::{Entry, HardState, Message, Snapshot};
 use crate::raft::driver::Driver;
 use crate::raft::log::Archive;
 
@@ -9,6 +9,10 @@ use crate::raft::log::Archive;
 pub trait World {
     /// Sends messages to peers; lost ones do no harm.
     fn send(&mut self, messages: Vec<Message>);
+
+    /// Writes down, so that it is on disk when this returns, that a snapshot takes the place of the
+    /// log from when a hard state follows that commits its index.
+    fn save_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), String>;
 
     /// Writes down a hard state and entries, in one step; with `must_sync` they are on disk when
     /// this returns. After an error nothing more is asked of this world.
@@ -23,6 +27,8 @@ pub trait World {
 /// What a finished turn leaves to do, in this order.
 #[derive(Debug, Default)]
 pub struct Turn {
+    /// The state that takes the machine's place, before anything is applied.
+    pub snapshot: Option<Snapshot>,
     /// Committed entries that this member has on disk; to be applied.
     pub committed: Vec<Entry>,
     /// Answers to read-index rounds: (context, index).
@@ -35,6 +41,15 @@ impl<A: Archive> Driver<A> {
         let Some(mut work) = self.work() else { return Ok(None) };
         if !work.messages.is_empty() {
             world.send(std::mem::take(&mut work.messages));
+        }
+        if let Some(snapshot) = &work.snapshot {
+            world.save_snapshot(snapshot)?;
+            // IMPORTANT: before entries that follow the snapshot, since until it is committed they
+            // follow nothing in the log; and it commits none of them, since they are not there yet.
+            let mut hard_state = work.hard_state.unwrap_or_else(|| self.hard_state());
+            hard_state.commit = snapshot.get_metadata().index;
+            world.save(Some(&hard_state), &[], true)?;
+            self.commit_saved = hard_state.commit;
         }
         if work.hard_state.is_some() || !work.entries.is_empty() {
             // Raft reports a commit index that only moved forward without a hard state; it rides
@@ -50,7 +65,7 @@ impl<A: Archive> Driver<A> {
         }
         let mut committed = work.committed;
         committed.extend(saved.committed);
-        Ok(Some(Turn { committed, read_states: work.read_states }))
+        Ok(Some(Turn { snapshot: work.snapshot, committed, read_states: work.read_states }))
     }
 
     /// Writes down a commit index that no turn has carried: for a member that is idle, and before

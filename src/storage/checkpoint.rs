@@ -318,12 +318,15 @@ pub fn is_known(file: &File, engine: &Engine) -> Result<bool> {
     Ok(fingerprint::contains(&states, &fingerprint::state(file)?))
 }
 
-/// What is left of a replacement that was not finished.
+/// What is left of a replacement that was not finished, or of a leader's database.
 pub fn remove_temporary(dir: &Path) -> io::Result<()> {
-    match std::fs::remove_file(dir.join(TEMPORARY)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            std::fs::remove_file(entry.path())?;
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]

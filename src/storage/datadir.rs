@@ -12,6 +12,8 @@ const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// Permission bits of a mode.
 const PERMISSION_BITS: u32 = 0o777;
+/// What the names of engines' directories begin with.
+const ENGINE: &str = "fjall";
 /// The probe that tells whether a directory can be written, as etcd's.
 const TOUCH: &str = ".touch";
 
@@ -125,10 +127,48 @@ impl DataDir {
         self.snap().join("db")
     }
 
-    /// `member/fjall`, which [`super::engine::Engine`] makes.
+    /// Where the engine is, which [`super::engine::Engine`] makes: `member/fjall`, or the directory
+    /// of the newest snapshot that a leader sent.
     pub fn engine(&self) -> PathBuf {
-        self.member().join("fjall")
+        newest_engine(&self.member())
     }
+
+    /// Where the engine is that is made from a leader's snapshot at `index`. The one before stays
+    /// for as long as it is read.
+    pub fn engine_at(&self, index: u64) -> PathBuf {
+        self.member().join(format!("{ENGINE}-{index:016x}"))
+    }
+
+    /// Removes engines that a newer one has replaced. To be called before any is open.
+    pub fn remove_old_engines(&self) -> Result<(), DataDirError> {
+        let member = self.member();
+        let newest = newest_engine(&member);
+        let old = engines(&member).into_iter().map(|name| member.join(name));
+        old.filter(|path| *path != newest)
+            .try_for_each(|path| std::fs::remove_dir_all(&path).map_err(io(&path)))
+    }
+}
+
+/// The directory of `member` in which its engine is.
+pub fn newest_engine(member: &Path) -> PathBuf {
+    member.join(engines(member).pop().unwrap_or_else(|| ENGINE.to_owned()))
+}
+
+/// Names of directories with engines, the newest last.
+fn engines(member: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(member).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let is_engine = |name: &String| match name.strip_prefix(ENGINE) {
+        Some("") => true,
+        Some(index) => index.strip_prefix('-').is_some_and(|index| {
+            index.len() == 16 && index.bytes().all(|byte| byte.is_ascii_hexdigit())
+        }),
+        None => false,
+    };
+    let mut names: Vec<String> = names.filter(is_engine).collect();
+    // The index is of one width.
+    names.sort_unstable();
+    names
 }
 
 /// Opens etcd's database file, if there is one, and waits until no other process has it, as etcd
@@ -211,6 +251,22 @@ mod tests {
         assert!(dir.install_received(0x1f).unwrap());
         assert_eq!(std::fs::read(&db).unwrap(), b"yz");
         assert_eq!(dir.database().unwrap().metadata().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn the_engine_is_that_of_the_newest_snapshot() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path()).unwrap();
+        assert_eq!(dir.engine(), dir.member().join("fjall"));
+        for name in ["fjall", "fjall-000000000000000f", "fjall.removing", "fjall-x"] {
+            std::fs::create_dir(dir.member().join(name)).unwrap();
+        }
+        assert_eq!(dir.engine(), dir.engine_at(0xf));
+        std::fs::create_dir(dir.engine_at(0x10)).unwrap();
+        assert_eq!(dir.engine(), dir.engine_at(0x10));
+        dir.remove_old_engines().unwrap();
+        assert_eq!(engines(&dir.member()), ["fjall-0000000000000010"]);
+        assert!(dir.member().join("fjall-x").exists());
     }
 
     #[test]

@@ -82,6 +82,18 @@ pub fn import(file: &File, engine: &Engine) -> Result<(), ImportError> {
     Ok(())
 }
 
+/// Checks the file as a whole, as an import does: the raft index that it has reached.
+pub fn check(file: &File) -> Result<u64, ImportError> {
+    let db = Db::open(file)?;
+    db.check()?;
+    for name in ["key", "meta"] {
+        if db.bucket(name.as_bytes())?.is_none() {
+            return Err(ImportError::NotEtcd(format!("there is no bucket {name}")));
+        }
+    }
+    consistent_index(file)
+}
+
 /// The raft index that a file has reached: what its row says, 0 without one.
 pub fn consistent_index(file: &File) -> Result<u64, ImportError> {
     let db = Db::open(file)?;

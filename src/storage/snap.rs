@@ -1,6 +1,7 @@
 //! etcd's `.snap` files: where raft's log was cut, and the v2 store at that point
 //! (etcd v3.5.17 `server/etcdserver/api/snap/snapshotter.go`).
 
+use super::import;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::failpoint;
 use crate::obs::metrics::metrics;
@@ -12,11 +13,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// What a file's name ends with.
 const SUFFIX: &str = ".snap";
 /// And that of a database which a leader sent with a snapshot.
 const DATABASE_SUFFIX: &str = ".snap.db";
+/// What the name of such a database begins with while it comes in; etcd removes such files, too.
+const TEMPORARY: &str = "db.tmp.rusd.received";
 /// Mode of the files.
 const FILE_MODE: u32 = 0o600;
 
@@ -109,6 +114,66 @@ pub fn save(dir: &Path, snap: &Snap) -> Result<(), SnapError> {
     Ok(())
 }
 
+/// The database that comes with a leader's snapshot, on its way into a file.
+#[derive(Debug)]
+pub struct Received {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    index: u64,
+    begun: Instant,
+}
+
+impl Received {
+    /// Of the snapshot at `index`, for the directory `dir`.
+    pub fn begin(dir: &Path, index: u64) -> Result<Received, SnapError> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let temporary = dir.join(format!("{TEMPORARY}.{index:x}.{number}"));
+        let options = &mut OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE);
+        let file = options.open(&temporary);
+        let file = file.map_err(|source| SnapError::Io { path: temporary.clone(), source })?;
+        let path = dir.join(format!("{index:016x}{DATABASE_SUFFIX}"));
+        Ok(Received { file, temporary, path, index, begun: SystemClock.now() })
+    }
+
+    /// Adds to it.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), SnapError> {
+        let written = failpoint::io(failpoint::SNAP_RECEIVE);
+        let written = written.and_then(|()| self.file.write_all(bytes));
+        written.map_err(|source| SnapError::Io { path: self.temporary.clone(), source })
+    }
+
+    /// Looks it through, and gives it its name, durably: whoever has taken the snapshot's message
+    /// finds it there (etcd v3.5.17 `api/snap/db.go` SaveDBFrom).
+    pub fn finish(self) -> Result<(), SnapError> {
+        let io = |source| SnapError::Io { path: self.temporary.clone(), source };
+        let corrupt = |reason: String| SnapError::Corrupt { path: self.path.clone(), reason };
+        let reached = import::check(&self.file).map_err(|error| corrupt(error.to_string()))?;
+        if reached < self.index {
+            let index = self.index;
+            return Err(corrupt(format!("it is at index {reached}, the snapshot at {index}")));
+        }
+        let begun = SystemClock.now();
+        self.file.sync_all().map_err(io)?;
+        metrics().snap_db_fsync.observe(begun.elapsed().as_secs_f64());
+        std::fs::rename(&self.temporary, &self.path).map_err(io)?;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+        metrics().snap_db_save.observe(self.begun.elapsed().as_secs_f64());
+        failpoint::hit(failpoint::SNAP_RECEIVED);
+        Ok(())
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        // It is not there any more if it has its name.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
 /// Removes what the snapshot at `index` has made useless: the oldest files beyond `keep` (0: none),
 /// and databases that came with older snapshots (etcd v3.5.17 `snapshotter.go` ReleaseSnapDBs,
 /// `server.go` purgeFile).
@@ -166,6 +231,7 @@ pub fn newest(dir: &Path, recorded: &[(u64, u64)]) -> Result<Option<Snap>, SnapE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::bbolt::Writer;
 
     fn snap(index: u64, term: u64) -> Snap {
         let conf_state = ConfState { voters: vec![3, 4], ..ConfState::default() };
@@ -194,6 +260,34 @@ mod tests {
         assert_eq!(names(tmp.path(), SUFFIX).unwrap()[0], format!("{:016x}-{:016x}.snap", 2, 40));
         assert_eq!(newest(tmp.path(), &all).unwrap(), Some(snap(50, 2)));
         assert_eq!(newest(tmp.path(), &all[..3]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_received_database_gets_its_name_when_it_is_sound() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(Vec::new());
+        writer.bucket(b"key").unwrap();
+        writer.bucket(b"meta").unwrap();
+        writer.row(b"consistent_index", &44u64.to_be_bytes()).unwrap();
+        let (plan, pages) = writer.finish().unwrap();
+        let database = [plan.meta_pages(1), pages].concat();
+        let receive = |index: u64, bytes: &[u8]| {
+            let mut received = Received::begin(tmp.path(), index).unwrap();
+            bytes.chunks(1000).for_each(|part| received.write(part).unwrap());
+            received.finish().map_err(|error| error.to_string())
+        };
+        let files = || std::fs::read_dir(tmp.path()).unwrap().count();
+        receive(44, &database).unwrap();
+        receive(44, &database).unwrap();
+        let named = tmp.path().join("000000000000002c.snap.db");
+        assert_eq!(std::fs::read(named).unwrap(), database);
+        let late = receive(45, &database).unwrap_err();
+        assert!(late.contains("it is at index 44, the snapshot at 45"), "{late}");
+        for bytes in [&database[..database.len() - 1], &[][..], &[7; 9000]] {
+            assert!(receive(44, bytes).is_err());
+        }
+        drop(Received::begin(tmp.path(), 50).unwrap());
+        assert_eq!(files(), 1);
     }
 
     #[test]

@@ -68,6 +68,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("auto-compaction-mode", "auto_compaction"),
     ("auto-compaction-retention", "auto_compaction"),
     ("log-outputs", "log"),
+    ("experimental-snapshot-catchup-entries", "snapshot_catchup_entries"),
     ("log-level", "log"),
     ("enable-log-rotation", "log"),
     ("log-rotation-config-json", "log"),

@@ -2,7 +2,7 @@
 //! snapshot files and removes what they make useless. It is told things and tells RaftActor; nobody
 //! waits for it but a stop. Why a thread and not an actor, and why it may be late: see
 //! docs/decisions/0007-checkpoint.md.
-//! Uses: base, mvcc, obs, pb, storage, v2
+//! Uses: apply, base, mvcc, obs, pb, storage, v2
 
 mod budget;
 mod trigger;
@@ -12,12 +12,14 @@ pub use trigger::Trigger;
 use crate::actors::core::Shared;
 use crate::actors::raft::{RaftActor, SnapSaved};
 use crate::actors::rt;
+use crate::actors::store::{self, StoreActor};
+use crate::apply::Machine;
 use crate::base::clock::Clock;
 use crate::mvcc::backend::Backend as _;
 use crate::obs::metrics::metrics;
 use crate::pb::raftpb::ConfState;
 use crate::storage::checkpoint::{Checkpoint, CheckpointError, Way};
-use crate::storage::engine::Engine;
+use crate::storage::engine::{Current, Engine};
 use crate::storage::snap::{self, Snap};
 use crate::storage::wal::Released;
 use crate::v2::Image;
@@ -74,12 +76,16 @@ struct Mail {
     released: Vec<Released>,
     /// The file is to become as small as it can be.
     shrink: bool,
+    /// Index of a leader's snapshot whose database is to take the place of the file and the engine,
+    /// and who waits for the machine.
+    install: Option<(u64, Addr<StoreActor>)>,
     stop: bool,
 }
 
 impl Mail {
     fn is_empty(&self) -> bool {
-        self.snap.is_none() && self.recorded.is_none() && !self.shrink && !self.stop
+        let told = self.snap.is_some() || self.recorded.is_some() || self.install.is_some();
+        !told && !self.shrink && !self.stop
     }
 }
 
@@ -92,6 +98,14 @@ struct Desk {
     snapping: AtomicBool,
     /// The thread is to end what it is at.
     stopping: AtomicBool,
+    /// The same, because it is for nothing.
+    installing: AtomicBool,
+}
+
+impl Desk {
+    fn is_over(&self) -> bool {
+        self.stopping.load(Ordering::Acquire) || self.installing.load(Ordering::Acquire)
+    }
 }
 
 /// How others tell the checkpointer.
@@ -119,6 +133,13 @@ impl CheckpointerHandle {
         });
     }
 
+    /// The database that a leader sent with its snapshot at `index` is to take the place of the
+    /// file and the engine; `store` gets the machine.
+    pub fn install(&self, index: u64, store: Addr<StoreActor>) {
+        self.0.installing.store(true, Ordering::Release);
+        self.tell(|mail| mail.install = Some((index, store)));
+    }
+
     /// The file is to give back the room that it does not need.
     pub fn shrink(&self) {
         self.tell(|mail| mail.shrink = true);
@@ -139,10 +160,24 @@ impl CheckpointerHandle {
     }
 }
 
+/// What is made of the database that came with a leader's snapshot.
+pub struct Fresh {
+    pub checkpoint: Checkpoint,
+    pub engine: Arc<Engine>,
+    pub machine: Machine,
+}
+
+/// Puts such a database into the place of the one there is. An error ends the process: what the
+/// member had is given up by then, and a start goes on from what is on the disk.
+pub trait Installer: Send + 'static {
+    fn install(&mut self, index: u64) -> Result<Fresh, String>;
+}
+
 /// What the thread works with.
 pub struct Parts {
     pub checkpoint: Checkpoint,
-    pub engine: Arc<Engine>,
+    pub engine: Current,
+    pub installer: Box<dyn Installer>,
     /// `member/snap`.
     pub dir: PathBuf,
     /// Snapshot files that stay; 0: all.
@@ -181,6 +216,7 @@ pub fn start(handle: CheckpointerHandle, parts: Parts) -> std::io::Result<Runnin
         shrink: false,
         resting_until: None,
         retry: RETRY_MIN,
+        replaced: Vec::new(),
     };
     let builder = std::thread::Builder::new().name("checkpointer".into());
     let thread = builder.spawn(move || rt::or_abort("checkpointer", || worker.run()))?;
@@ -204,6 +240,8 @@ struct Worker {
     resting_until: Option<Instant>,
     /// The pause after the next error.
     retry: Duration,
+    /// Engines that are only read any more.
+    replaced: Vec<Arc<Engine>>,
 }
 
 impl Worker {
@@ -213,7 +251,13 @@ impl Worker {
         loop {
             let mail = self.handle.take(LOOK_INTERVAL);
             self.remove(mail.recorded, &mail.released);
-            if mail.snap.is_some() {
+            self.remove_replaced();
+            if let Some((index, store)) = mail.install {
+                // What was wanted of the state before is of no use.
+                (self.snap, self.hurry) = (None, false);
+                self.handle.0.snapping.store(false, Ordering::Release);
+                self.install(index, &store);
+            } else if mail.snap.is_some() {
                 (self.snap, self.hurry) = (mail.snap, mail.hurry);
             }
             self.shrink |= mail.shrink;
@@ -227,16 +271,36 @@ impl Worker {
             if self.resting_until.is_some_and(|until| now < until) {
                 continue;
             }
-            if let Err(error) = self.work() {
+            if let Err(error) = self.work()
+                && !self.handle.0.is_over()
+            {
                 self.failed(&error);
             }
         }
     }
 
+    fn install(&mut self, index: u64, store: &Addr<StoreActor>) {
+        let fresh = self.parts.installer.install(index).unwrap_or_else(|error| {
+            rt::fatal(&format!("failed to install the snapshot at index {index}: {error}"))
+        });
+        let Fresh { checkpoint, engine, machine } = fresh;
+        self.parts.checkpoint = checkpoint;
+        self.replaced.push(self.parts.engine.now());
+        self.parts.engine.replace(engine);
+        self.handle.0.installing.store(false, Ordering::Release);
+        self.resting_until = None;
+        store.do_send(store::Installed { index, machine });
+    }
+
+    fn remove_replaced(&mut self) {
+        let replaced = std::mem::take(&mut self.replaced);
+        self.replaced = replaced.into_iter().filter_map(|engine| engine.remove().err()).collect();
+    }
+
     /// Whether the engine has what the file lacks.
     fn is_behind(&self) -> bool {
         let index = self.parts.checkpoint.index();
-        index.is_none_or(|index| index < self.parts.engine.position().0)
+        index.is_none_or(|index| index < self.parts.engine.now().position().0)
     }
 
     fn work(&mut self) -> Result<(), Box<dyn std::error::Error>> {
@@ -272,12 +336,13 @@ impl Worker {
             let took = clock.now().duration_since(part_begun);
             std::thread::sleep((took * PART_REST_FACTOR).min(PART_REST_MAX));
             part_begun = clock.now();
-            !desk.stopping.load(Ordering::Acquire)
+            !desk.is_over()
         };
-        let prepared = self.parts.checkpoint.prepare(&self.parts.engine, way, &mut pace)?;
+        let engine = self.parts.engine.now();
+        let prepared = self.parts.checkpoint.prepare(&engine, way, &mut pace)?;
         self.wait_for_commit(prepared.index())?;
         let (index, bytes) = (prepared.index(), prepared.bytes());
-        self.parts.checkpoint.publish(prepared, &self.parts.engine)?;
+        self.parts.checkpoint.publish(prepared, &engine)?;
         let now = self.parts.clock.now();
         let took = now.duration_since(begun);
         self.resting_until = Some(now + rest_after(took, bytes));
@@ -300,6 +365,9 @@ impl Worker {
                     return Err(CheckpointError::Stopped);
                 }
             }
+            if self.handle.0.installing.load(Ordering::Acquire) {
+                return Err(CheckpointError::Stopped);
+            }
             std::thread::sleep(COMMIT_LOOK_INTERVAL);
         }
         Ok(())
@@ -312,7 +380,7 @@ impl Worker {
         let tree = tree.json().into();
         snap::save(&self.parts.dir, &Snap { index, term, conf_state: conf_state.clone(), tree })?;
         // IMPORTANT: before any segment is released: the engine must not lose what only that had.
-        if let Err(error) = self.parts.engine.sync() {
+        if let Err(error) = self.parts.engine.now().sync() {
             rt::fatal(&format!("failed to sync the engine: {error}"));
         }
         tracing::info!("snapshot-index" = index, "saved snapshot");

@@ -1,7 +1,9 @@
 //! When a snapshot is wanted (etcd v3.5.17 `server/etcdserver/server.go` triggerSnapshot).
 
 use super::{CheckpointerHandle, Wanted};
+use crate::actors::store::StoreActor;
 use crate::base::limits::LOG_BYTES_PER_SNAPSHOT_MAX;
+use actix::Addr;
 
 /// StoreActor's side of snapshots: when the newest was taken, and when the next is due.
 #[derive(Debug)]
@@ -35,6 +37,16 @@ impl Trigger {
 
     fn is_long(&self, log_bytes: u64) -> bool {
         log_bytes.saturating_sub(self.log_bytes) > LOG_BYTES_PER_SNAPSHOT_MAX
+    }
+
+    /// Has a machine made of the snapshot at `index` that a leader sent, for `store`.
+    pub fn install(&self, index: u64, store: Addr<StoreActor>) {
+        self.handle.install(index, store);
+    }
+
+    /// The machine is that of the snapshot at `index`.
+    pub fn installed(&mut self, index: u64, log_bytes: u64) {
+        (self.index, self.log_bytes) = (index, log_bytes);
     }
 
     /// Asks for this one.

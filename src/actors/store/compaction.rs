@@ -19,6 +19,7 @@ pub(super) struct CompactStep;
 pub(super) struct Compacted {
     begin: Instant,
     looked: Looked,
+    generation: u64,
 }
 
 impl StoreActor {
@@ -36,15 +37,20 @@ impl StoreActor {
             return;
         };
         let (begin, to) = (self.pace.clock.now(), ctx.address());
+        let generation = self.generation;
         tokio::task::spawn_blocking(move || {
             rt::or_abort("StoreActor", || {
                 drop(cut_off);
-                to.do_send(Compacted { begin, looked: look.run() });
+                to.do_send(Compacted { begin, looked: look.run(), generation });
             });
         });
     }
 
-    fn compacted(&mut self, Compacted { begin, looked }: Compacted, ctx: &mut Context<Self>) {
+    fn compacted(&mut self, compacted: Compacted, ctx: &mut Context<Self>) {
+        let Compacted { begin, looked, generation } = compacted;
+        if generation != self.generation {
+            return;
+        }
         let revision = looked.revision();
         let progress = match self.machine.compacted(looked) {
             Ok(progress) => progress,

@@ -41,6 +41,14 @@ pub struct Live {
 #[rtype(result = "()")]
 pub struct Events(pub Vec<(i64, Vec<apply::Event>)>);
 
+/// The store has come to this revision by a leader's snapshot: what happened since is in no event,
+/// and is read from its history.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Restored {
+    pub revision: i64,
+}
+
 #[derive(Message)]
 #[rtype(result = "()")]
 struct PassRead(Result<Outcome, String>);
@@ -227,6 +235,19 @@ impl Handles<Live> for WatchHub {
         {
             let mut table = self.table.lock();
             if epoch == table.epoch {
+                table.watchers.live(revision);
+            }
+        }
+        self.follow_up(life);
+    }
+}
+
+impl Handles<Restored> for WatchHub {
+    fn handle(&mut self, Restored { revision }: Restored, life: &mut Life<'_, Self>) {
+        {
+            let mut table = self.table.lock();
+            if table.watchers.head().is_some() {
+                table.watchers.recover();
                 table.watchers.live(revision);
             }
         }

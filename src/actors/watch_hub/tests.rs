@@ -5,17 +5,19 @@ use super::*;
 use crate::actors::checkpointer::{CheckpointerHandle, Trigger};
 use crate::actors::core::Shared;
 use crate::actors::inbox::Inbox;
-use crate::actors::store::{Apply, Pace, Waiter};
+use crate::actors::store::{
+    Apply, Install, Installed, Merged, Pace, SnapshotParts, Snapshots, Waiter,
+};
 use crate::apply::{Machine, Options, Reply};
 use crate::base::clock::SystemClock;
 use crate::base::ids::{ClusterId, MemberId};
 use crate::base::limits::{WATCH_STREAM_BYTES_MAX, WATCH_STREAM_RESPONSES_MAX};
 use crate::cluster::members::Members;
 use crate::cluster::state::Cluster;
-use crate::mvcc::backend::MemBackend;
+use crate::mvcc::backend::{BackendError, MemBackend};
 use crate::mvcc::watch::{Refusal, Spec};
 use crate::pb::etcdserverpb as rpc;
-use crate::pb::raftpb::Entry;
+use crate::pb::raftpb::{Entry, Snapshot, SnapshotMetadata};
 use actix::Actor as _;
 use actix_rt::{Arbiter, System};
 use bytes::Bytes;
@@ -28,6 +30,15 @@ pub(crate) struct World {
     hub: WatchHubAddr,
     pub(crate) streams: WatchHandle,
     index: u64,
+}
+
+/// No member is behind.
+struct Nobody;
+
+impl Snapshots for Nobody {
+    fn send(&self, _: Merged) {
+        panic!("nobody asked for a snapshot");
+    }
 }
 
 /// Panics the hub, as a failpoint would.
@@ -60,7 +71,9 @@ impl World {
         let store = StoreActor::start_in_arbiter(&Arbiter::new().handle(), move |_| {
             let provider = Arc::new(crate::actors::auth::Provider::Nobody);
             let trigger = Trigger::new(CheckpointerHandle::default(), u64::MAX, 0);
-            StoreActor::new(machine, Cluster::default(), Arc::new(shared), provider, pace, trigger)
+            let view = Box::new(|| Err(BackendError("there is no engine".to_owned())));
+            let parts = SnapshotParts { trigger, view, snapshots: Box::new(Nobody) };
+            StoreActor::new(machine, Cluster::default(), Arc::new(shared), provider, pace, parts)
         });
         let (table, hub_store) = (Arc::default(), store.clone());
         let hub = rt::supervise(&Arbiter::new().handle(), clock, move || {
@@ -81,6 +94,13 @@ impl World {
         let (waiter, answer): (Waiter, _) = oneshot::channel();
         self.store.do_send(Apply { waiters: vec![(self.index, waiter)], entries });
         answer.await.unwrap().unwrap()
+    }
+
+    /// The revision that readers see.
+    async fn store_revision(&mut self) -> i64 {
+        let mut watching = self.streams.open();
+        watching.create(1, 0, prefix(b"nothing", b""));
+        created(&mut watching).await.1
     }
 
     pub(crate) async fn put(&mut self, key: &'static [u8], value: Bytes) {
@@ -281,6 +301,53 @@ fn a_panic_of_the_hub_loses_and_doubles_nothing() {
             watching.cancel(id);
             assert!(matches!(next(&mut watching).await, Notice::Canceled { .. }));
         }
+    });
+}
+
+/// A machine to which so many puts were applied, by entries from 1 on.
+fn machine_of(puts: u64) -> Machine {
+    let mut machine = Machine::open(Arc::new(MemBackend::default()), Options::default()).unwrap();
+    for index in 1..=puts {
+        machine.apply(index, 1, &put(b"k", Bytes::new())).result.unwrap();
+    }
+    machine
+}
+
+#[test]
+fn watchers_see_what_a_leaders_snapshot_has_skipped() {
+    System::new().block_on(async {
+        let mut world = World::new();
+        let mut watching = world.streams.open();
+        for id in 1..=2 {
+            watching.create(id, 0, prefix(if id == 1 { b"k" } else { b"other" }, b""));
+            created(&mut watching).await;
+        }
+        for _ in 0..3 {
+            world.put(b"k", Bytes::new()).await;
+        }
+        read_through(&mut watching, 1, 2, 4).await;
+        let tree = br#"{"Root":{"Path":"/","Children":{}}}"#;
+        let metadata = Some(SnapshotMetadata { index: 50, term: 1, ..Default::default() });
+        let snapshot = Snapshot { data: Bytes::from_static(tree), metadata };
+        world.store.do_send(Install(snapshot));
+        // What follows the snapshot waits for it.
+        world.index = 50;
+        let (store, machine) = (world.store.clone(), machine_of(50));
+        actix_rt::spawn(async move {
+            actix_rt::time::sleep(Duration::from_millis(50)).await;
+            store.do_send(Installed { index: 50, machine });
+        });
+        for revision in 52..60 {
+            world.put(b"k", Bytes::new()).await;
+            assert_eq!(world.store_revision().await, revision);
+        }
+        read_through(&mut watching, 1, 5, 59).await;
+        world.put(b"other", Bytes::new()).await;
+        read_through(&mut watching, 2, 60, 60).await;
+        let mut later = world.streams.open();
+        later.create(9, 40, prefix(b"k", b""));
+        assert_eq!(created(&mut later).await, (9, 60));
+        read_through(&mut later, 9, 40, 59).await;
     });
 }
 

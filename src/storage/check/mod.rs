@@ -11,6 +11,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
+use super::datadir::newest_engine;
 use super::engine::{Engine, EngineError};
 use super::snap;
 use super::wal::{Inspected, WalError, inspect};
@@ -111,7 +112,7 @@ pub fn check(root: &Path, wal: Option<&Path>, report: &mut dyn Report) -> Result
             None
         }
     };
-    check_engine(&mut check, &member.join("fjall"), &log, database.as_ref())?;
+    check_engine(&mut check, &newest_engine(&member), &log, database.as_ref())?;
     Ok(check.verdict)
 }
 

@@ -17,6 +17,7 @@ use crate::base::failpoint;
 use crate::base::limits::OVERLAY_BYTES_MAX;
 use crate::mvcc::backend::{Backend, BackendError, Batch, Bucket};
 use crate::obs::metrics::metrics;
+use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
 use fjall::{Database, Keyspace, PersistMode, Readable};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -186,6 +187,28 @@ pub struct Engine {
     shared: Arc<Shared>,
     /// Taken once, by `close` or by dropping.
     writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The engine that is in use. A leader's snapshot puts another into its place, and whoever reads
+/// the one before goes on with that.
+#[derive(Clone, Debug)]
+pub struct Current(Arc<ArcSwap<Engine>>);
+
+impl Current {
+    /// This one, until it is replaced.
+    pub fn new(engine: Arc<Engine>) -> Current {
+        Current(Arc::new(ArcSwap::new(engine)))
+    }
+
+    /// The one that is in use now.
+    pub fn now(&self) -> Arc<Engine> {
+        self.0.load_full()
+    }
+
+    /// Puts another into its place.
+    pub fn replace(&self, engine: Arc<Engine>) {
+        self.0.store(engine);
+    }
 }
 
 impl std::fmt::Debug for Engine {
@@ -398,6 +421,21 @@ impl Engine {
         self.stop();
         flushed?;
         self.shared.db.persist(PersistMode::SyncAll).map_err(|e| self.shared.fatal("sync", &e))
+    }
+
+    /// Ends it and removes its directory, unless somebody still reads it, or its views: then it is
+    /// given back.
+    pub fn remove(self: Arc<Engine>) -> Result<(), Arc<Engine>> {
+        // The writer thread holds one of the inner references.
+        if Arc::strong_count(&self) > 1 || Arc::strong_count(&self.shared) > 2 {
+            return Err(self);
+        }
+        let dir = self.shared.dir.clone();
+        drop(self);
+        if let Err(error) = std::fs::remove_dir_all(&dir) {
+            tracing::warn!(dir = %dir.display(), %error, "failed to remove an old engine");
+        }
+        Ok(())
     }
 
     fn stop(&self) {

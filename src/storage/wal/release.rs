@@ -47,6 +47,25 @@ impl Wal {
         self.poison_on_error(result)
     }
 
+    /// Records, durably, that a leader's snapshot takes the place of the log from when a hard state
+    /// follows that commits its index; here it does from now on, so that one must follow before
+    /// anything else does.
+    pub fn install_snapshot(
+        &mut self,
+        index: u64,
+        term: u64,
+        conf_state: &ConfState,
+    ) -> Result<(), WalError> {
+        self.save_snapshot(index, term, conf_state)?;
+        self.sparse.write().restart(index);
+        Ok(())
+    }
+
+    /// How many segments there are.
+    pub fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
     /// Lets go of the oldest segments, down to `keep` of them, that a log which begins at `index`
     /// does not need: every entry in them is below it, and the segment before the first that begins
     /// at or behind it stays (etcd v3.5.17 `wal.go` ReleaseLockTo). Oldest first.

@@ -23,9 +23,10 @@ pub(super) struct Scan {
     pub(super) sparse: Sparse,
     pub(super) term_runs: Vec<(u64, u64)>,
     pub(super) snapshots: Vec<(u64, u64)>,
-    /// Index of a snapshot that came from a leader and is ahead of the log. It replaces the log
-    /// when something follows that knows it as committed; a stop may have come before.
-    pub(super) ahead: Option<u64>,
+    /// Index and term of a snapshot that came from a leader and that the log does not lead up to.
+    /// It replaces the log when something follows that knows it as committed; a stop may have come
+    /// before.
+    pub(super) ahead: Option<(u64, u64)>,
 }
 
 impl Scan {
@@ -76,14 +77,21 @@ impl Scan {
         Ok(SegmentEnd { offset: frames.offset(), torn })
     }
 
-    fn restart_if(&mut self, follows: impl FnOnce(u64) -> bool) {
-        if let Some(index) = self.ahead.filter(|ahead| follows(*ahead)) {
+    fn restart_if(&mut self, follows: impl FnOnce(u64, u64) -> bool) {
+        if let Some(snapshot) = self.ahead.filter(|ahead| follows(ahead.0, ahead.1)) {
             self.ahead = None;
-            if index > self.sparse.last {
-                self.sparse.restart(index);
+            if self.is_ahead(snapshot) {
+                self.sparse.restart(snapshot.0);
                 self.term_runs.clear();
             }
         }
+    }
+
+    /// Whether the log does not reach the snapshot, or has another entry there than it.
+    fn is_ahead(&self, (index, term): (u64, u64)) -> bool {
+        let runs = self.term_runs.partition_point(|run| run.0 <= index);
+        let there = runs.checked_sub(1).map(|run| self.term_runs[run].1);
+        index > self.sparse.last || there.is_some_and(|there| there != term)
     }
 
     fn record(
@@ -113,7 +121,7 @@ impl Scan {
         match record.kind {
             ENTRY => {
                 let entry = record::entry_head(record.data).ok_or(Bad::sure("malformed entry"))?;
-                self.restart_if(|ahead| entry.index > ahead);
+                self.restart_if(|index, term| entry.index > index && entry.term >= term);
                 // There is an index behind each.
                 let lawful = (1..u64::MAX).contains(&entry.index);
                 if !lawful || !self.sparse.note(entry.index, segment, offset, before) {
@@ -129,7 +137,7 @@ impl Scan {
             STATE => {
                 self.state = record::state(record.data).ok_or(Bad::sure("malformed hard state"))?;
                 let commit = self.state.commit;
-                self.restart_if(|ahead| commit >= ahead);
+                self.restart_if(|index, _| commit >= index);
             }
             METADATA => {
                 let (node_id, cluster_id) =
@@ -146,7 +154,7 @@ impl Scan {
                 if snapshot.0 == u64::MAX {
                     return Err(Bad::sure("malformed snapshot record"));
                 }
-                self.ahead = (snapshot.0 > self.sparse.last).then_some(snapshot.0);
+                self.ahead = self.is_ahead(snapshot).then_some(snapshot);
                 self.snapshots.push(snapshot);
             }
             _ => return Err(Bad::sure("unknown kind of record")),

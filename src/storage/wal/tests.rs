@@ -381,3 +381,46 @@ fn a_snapshot_ahead_of_the_log_counts_once_it_is_committed() {
     let (_, replay) = open_sized(&dir, SMALL).unwrap();
     assert_eq!((replay.first_index, replay.last_index), (101, 100));
 }
+
+#[test]
+fn a_snapshot_that_contradicts_the_log_takes_its_place_once_it_is_committed() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("wal");
+    let mut wal = Wal::create_sized(&dir, META, SMALL).unwrap();
+    let old: Vec<Entry> = (1..=9).map(|index| entry(index, 1, 5)).collect();
+    wal.save(Some(&state(1, 3)), &old, true).unwrap();
+    wal.install_snapshot(6, 3, &ConfState::default()).unwrap();
+    assert_eq!(wal.reader().bounds(), (7, 6));
+    drop(wal);
+    // A stop before the hard state: the log is what it was, and goes on.
+    let (mut wal, replay) = open_sized(&dir, SMALL).unwrap();
+    assert_eq!((replay.first_index, replay.last_index), (1, 9));
+    wal.save(None, &[entry(10, 1, 5)], true).unwrap();
+    drop(wal);
+    let (mut wal, replay) = open_sized(&dir, SMALL).unwrap();
+    assert_eq!((replay.first_index, replay.last_index), (1, 10));
+    wal.install_snapshot(6, 3, &ConfState::default()).unwrap();
+    wal.save(Some(&state(3, 6)), &[], true).unwrap();
+    wal.save(Some(&state(3, 7)), &[entry(7, 3, 5), entry(8, 3, 5)], true).unwrap();
+    assert_eq!(wal.reader().entries(7, 9, u64::MAX).unwrap().len(), 2);
+    drop(wal);
+    let (_, replay) = open_sized(&dir, SMALL).unwrap();
+    assert_eq!((replay.first_index, replay.last_index), (7, 8));
+    assert_eq!(replay.term_runs, [(7, 3)]);
+    assert_eq!(replay.snapshots, [(0, 0), (6, 3), (6, 3)]);
+}
+
+#[test]
+fn a_snapshot_that_the_log_leads_up_to_leaves_it() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("wal");
+    let mut wal = Wal::create_sized(&dir, META, SMALL).unwrap();
+    wal.save(Some(&state(1, 1)), &[entry(1, 1, 5), entry(2, 1, 5)], true).unwrap();
+    // A stop came before its hard state, and then the entries themselves.
+    wal.save_snapshot(4, 2, &ConfState::default()).unwrap();
+    wal.save(Some(&state(2, 4)), &[entry(3, 2, 5), entry(4, 2, 5), entry(5, 2, 5)], true).unwrap();
+    wal.save_snapshot(3, 2, &ConfState::default()).unwrap();
+    drop(wal);
+    let (_, replay) = open_sized(&dir, SMALL).unwrap();
+    assert_eq!((replay.first_index, replay.last_index), (1, 5));
+}

@@ -9,6 +9,7 @@ mod hashkv;
 mod peer;
 mod pool;
 mod queue;
+mod receive;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -21,8 +22,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 pub use client::{ANSWER_BYTES_MAX, Member, get_downgrade_enabled, get_members, get_version};
 pub use connect::{Connect, Connecting, Io, PlainConnect};
@@ -104,16 +107,36 @@ pub trait RaftSink: Send + Sync + 'static {
     /// Hands the message over at once, before the future is polled, and resolves when the actor has
     /// taken it. [`StepError::Stopped`] and [`StepError::Failed`] close the stream it came from.
     fn step(&self, message: Message) -> Stepping;
+    /// The same for a message whose database was received.
+    fn step_snapshot(&self, message: Message) -> Stepping;
+    /// Opens a place for the database that comes with a snapshot at `index`. May block.
+    fn receive(&self, index: u64) -> Result<Box<dyn Incoming>, String>;
     /// A message to `id` was lost.
     fn unreachable(&self, id: MemberId);
     /// Whether `id` was a member and is none any more.
     fn is_removed(&self, id: MemberId) -> bool;
     /// Whether `id` is a member.
     fn is_known(&self, id: MemberId) -> bool;
-    /// A snapshot message to `id` was delivered, or not.
-    fn snapshot_status(&self, _id: MemberId, _delivered: bool) {}
+    /// A snapshot to `id` was delivered, or not; told once for each.
+    fn snapshot_status(&self, id: MemberId, delivered: bool);
     /// `peer` says that the local member was removed from the cluster.
     fn removed_by_peer(&self, _peer: MemberId) {}
+}
+
+/// The database that comes with a snapshot. Dropped before its end, it leaves nothing. Calls block.
+pub trait Incoming: Send + 'static {
+    /// Takes the next bytes.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), String>;
+    /// That was all: it is on the disk, and sound, when this returns.
+    fn finish(self: Box<Self>) -> Result<(), String>;
+}
+
+/// A snapshot for a peer. Calls block, but not for long.
+pub trait Outgoing: Send + 'static {
+    /// Comes a step nearer to being ready: then the message, and the bytes of the database.
+    fn prepare(&mut self) -> Result<Option<(Message, u64)>, String>;
+    /// The next bytes of the database, at most so many; none at its end.
+    fn read(&mut self, bytes: usize) -> Result<Bytes, String>;
 }
 
 /// The member's end of all peer connections. Clones share it; [`Transport::stop`] ends it.
@@ -132,6 +155,8 @@ struct Context {
     config: Config,
     sink: Arc<dyn RaftSink>,
     runtime: Handle,
+    /// For each snapshot that is being received.
+    receiving: Semaphore,
 }
 
 #[derive(Default)]
@@ -143,8 +168,7 @@ struct State {
 
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let peers: Vec<_> = self.inner.state.read().peers.keys().copied().collect();
-        f.debug_struct("Transport").field("peers", &peers).finish_non_exhaustive()
+        f.debug_struct("Transport").field("peers", &self.peers()).finish_non_exhaustive()
     }
 }
 
@@ -159,7 +183,8 @@ impl Transport {
 
     /// As [`Transport::new`], on a given runtime.
     pub fn on(runtime: Handle, config: Config, sink: Arc<dyn RaftSink>) -> Transport {
-        let context = Arc::new(Context { config, sink, runtime });
+        let receiving = Semaphore::new(receive::RECEIVING_MAX);
+        let context = Arc::new(Context { config, sink, runtime, receiving });
         Transport { inner: Arc::new(Inner { context, state: RwLock::default() }) }
     }
 
@@ -234,9 +259,27 @@ impl Transport {
         }
     }
 
+    /// Sends a snapshot, unless one is on its way. The sink is told what became of it.
+    pub fn send_snapshot(&self, to: MemberId, outgoing: Box<dyn Outgoing>) {
+        let state = self.inner.state.read();
+        if let Some(peer) = state.peers.get(&to) {
+            peer.send_snapshot(outgoing);
+        } else if let Some(remote) = state.remotes.get(&to) {
+            remote.send_snapshot(outgoing);
+        } else {
+            drop(state);
+            self.inner.context.sink.snapshot_status(to, false);
+        }
+    }
+
     /// Since when `id` is reachable; none while it is not.
     pub fn active_since(&self, id: MemberId) -> Option<Instant> {
         self.peer(id).and_then(|peer| peer.active_since())
+    }
+
+    /// Whose streams are dialled and accepted.
+    pub fn peers(&self) -> Vec<MemberId> {
+        self.inner.state.read().peers.keys().copied().collect()
     }
 
     /// How many peers are reachable.
@@ -270,6 +313,12 @@ impl Transport {
 
     fn peer(&self, id: MemberId) -> Option<Arc<Peer>> {
         self.inner.state.read().peers.get(&id).cloned()
+    }
+
+    /// Whether `id` is a member, or may be answered as if it were one.
+    fn knows(&self, id: MemberId) -> bool {
+        let known = || self.inner.state.read().remotes.contains_key(&id);
+        self.inner.context.sink.is_known(id) || known()
     }
 
     /// Lets a sender that is no peer be answered, as etcd does for members it does not know yet.

@@ -17,13 +17,12 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::codec::{Decoder, FRAME_BYTES_MAX, Received, decode_message};
+use super::codec::{FRAME_BYTES_MAX, decode_message};
 use super::peer::Stream;
-use super::{StepError, Transport, wire};
+use super::{StepError, Transport, receive, wire};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::ids::MemberId;
 use crate::obs::metrics::metrics;
-use crate::pb::raftpb::{Message, MessageType};
 
 /// Written frames that the connection has not taken yet.
 const FRAMES_MAX: usize = 1;
@@ -46,7 +45,7 @@ fn respond(status: StatusCode, kind: &'static str, body: impl Into<Body>) -> Res
 }
 
 /// A plain-text answer as Go's net/http gives it.
-fn refuse(status: StatusCode, text: &str) -> Response {
+pub(super) fn refuse(status: StatusCode, text: &str) -> Response {
     let mut response = respond(status, "text/plain; charset=utf-8", format!("{text}\n"));
     let nosniff = HeaderValue::from_static("nosniff");
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
@@ -74,7 +73,7 @@ impl Transport {
     }
 
     /// Whether the sender's version and cluster fit; the refusal if not.
-    fn compatible(&self, headers: &HeaderMap) -> Result<(), Response> {
+    pub(super) fn compatible(&self, headers: &HeaderMap) -> Result<(), Response> {
         let config = &self.inner.context.config;
         let Some(text) = wire::refusal(headers, &config.cluster.to_string()) else {
             return Ok(());
@@ -92,7 +91,7 @@ impl Transport {
     }
 
     /// Remembers where a sender that is no peer can be answered.
-    fn meet(&self, headers: &HeaderMap) {
+    pub(super) fn meet(&self, headers: &HeaderMap) {
         let from = u64::from_str_radix(wire::text(headers, &wire::X_SERVER_FROM), 16);
         let urls = wire::text(headers, &wire::X_PEER_URLS);
         if let (Ok(from), false) = (from, urls.is_empty()) {
@@ -137,13 +136,13 @@ async fn take_posted(transport: &Transport, request: Request<Body>) -> Result<Re
     Ok(no_content())
 }
 
-fn no_content() -> Response {
+pub(super) fn no_content() -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }
 
-fn forbidden(error: &StepError) -> Response {
+pub(super) fn forbidden(error: &StepError) -> Response {
     let body = format!("{{\"message\":\"{error}\"}}");
     respond(StatusCode::FORBIDDEN, "application/json", body)
 }
@@ -213,51 +212,8 @@ async fn snapshot(State(transport): State<Transport>, request: Request<Body>) ->
     if request.method() != Method::POST {
         return only("POST");
     }
-    let response = refuse_snapshot(&transport, request).await;
+    let response = receive::take(&transport, request).await.unwrap_or_else(|refusal| refusal);
     transport.signed(response, false)
-}
-
-/// Answers as etcd does when it cannot save the database that follows the message.
-async fn refuse_snapshot(transport: &Transport, request: Request<Body>) -> Response {
-    if let Err(refusal) = transport.compatible(request.headers()) {
-        return refusal;
-    }
-    transport.meet(request.headers());
-    let message = match snapshot_message(request.into_body()).await {
-        Ok(message) => message,
-        Err(error) => {
-            let text = format!("failed to decode raft message ({error})");
-            tracing::warn!(error, "failed to decode Raft message");
-            return refuse(StatusCode::BAD_REQUEST, &text);
-        }
-    };
-    let kind = message.msg_type();
-    if kind != MessageType::MsgSnapshot {
-        tracing::warn!("message-type" = ?kind, "unexpected Raft message type");
-        return refuse(StatusCode::BAD_REQUEST, "wrong raft message type");
-    }
-    tracing::warn!(
-        "remote-snapshot-sender-id" = %MemberId(message.from),
-        "incoming-snapshot-index" = message.get_snapshot().get_metadata().index,
-        "failed to save incoming database snapshot"
-    );
-    let text = "failed to save KV snapshot (not supported)";
-    refuse(StatusCode::INTERNAL_SERVER_ERROR, text)
-}
-
-/// The message in front of the database.
-async fn snapshot_message(mut body: Body) -> Result<Message, String> {
-    let mut decoder = Decoder::message();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|error| error.to_string())?.into_data() else { continue };
-        decoder.feed(&data);
-        match decoder.next_frame().map_err(|error| error.to_string())? {
-            Some(Received::Message(message)) => return Ok(message),
-            Some(Received::LinkHeartbeat) => return Ok(Message::default()),
-            None => {}
-        }
-    }
-    Err("unexpected EOF".to_owned())
 }
 
 async fn probing() -> Response {

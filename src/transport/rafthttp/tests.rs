@@ -1,7 +1,7 @@
 //! Transports that talk to each other over real sockets, and to a real etcd if there is one.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::pb::raftpb::{Entry, MessageType};
+use crate::pb::raftpb::{Entry, MessageType, Snapshot, SnapshotMetadata};
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -25,9 +25,68 @@ struct Sink {
     unreachable: AtomicUsize,
     removed: Mutex<Vec<MemberId>>,
     removed_by: AtomicUsize,
+    statuses: Mutex<Vec<(MemberId, bool)>>,
+    /// Databases by the index of their snapshot, and whether more are taken.
+    databases: Arc<Mutex<HashMap<u64, Vec<u8>>>>,
+    full: AtomicBool,
+}
+
+struct Database(u64, Vec<u8>, Arc<Mutex<HashMap<u64, Vec<u8>>>>);
+
+impl Incoming for Database {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.1.extend_from_slice(bytes);
+        Ok(())
+    }
+    fn finish(self: Box<Self>) -> Result<(), String> {
+        self.2.lock().insert(self.0, self.1);
+        Ok(())
+    }
+}
+
+/// A snapshot with a database of so many bytes, of which as many are made.
+struct Fake {
+    message: Message,
+    bytes: u64,
+    made: u64,
+    until: u64,
+}
+
+impl Outgoing for Fake {
+    fn prepare(&mut self) -> Result<Option<(Message, u64)>, String> {
+        Ok(Some((self.message.clone(), self.bytes)))
+    }
+    fn read(&mut self, bytes: usize) -> Result<Bytes, String> {
+        if self.made >= self.until && self.until < self.bytes {
+            return Err("the disk is gone".to_owned());
+        }
+        let count = (bytes as u64).min(self.bytes - self.made);
+        self.made += count;
+        Ok(vec![7; count as usize].into())
+    }
+}
+
+fn fake(from: u64, to: u64, index: u64, bytes: u64) -> Box<Fake> {
+    let metadata = Some(SnapshotMetadata { index, term: 1, ..SnapshotMetadata::default() });
+    let snapshot = Some(Snapshot { data: "tree".into(), metadata });
+    let mut message = Message { from, to, term: 1, snapshot, ..Message::default() };
+    message.set_msg_type(MessageType::MsgSnapshot);
+    Box::new(Fake { message, bytes, made: 0, until: bytes })
 }
 
 impl RaftSink for Sink {
+    fn step_snapshot(&self, message: Message) -> Stepping {
+        self.step(message)
+    }
+    fn receive(&self, index: u64) -> Result<Box<dyn Incoming>, String> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err("no space".to_owned());
+        }
+        Ok(Box::new(Database(index, Vec::new(), Arc::clone(&self.databases))))
+    }
+    fn snapshot_status(&self, id: MemberId, delivered: bool) {
+        self.statuses.lock().push((id, delivered));
+    }
     fn step(&self, message: Message) -> Stepping {
         let sent = self.taken.send(message).map_err(|_| StepError::Stopped);
         let mut answers = self.answers.subscribe();
@@ -105,6 +164,9 @@ async fn node_with(id: u64, cluster: u64, url: Url, read_timeout: Duration) -> N
         unreachable: AtomicUsize::new(0),
         removed: Mutex::default(),
         removed_by: AtomicUsize::new(0),
+        statuses: Mutex::default(),
+        databases: Arc::default(),
+        full: AtomicBool::new(false),
     });
     let config = Config {
         local: MemberId(id),
@@ -384,6 +446,46 @@ async fn refusals() {
     assert_eq!(post("/raft", &response(2, 3, 1)).await, 403);
     assert_eq!(post("/raft", &Message { msg_type: 77, ..response(2, 1, 1) }).await, 400);
     assert_eq!(post("/raft/snapshot", &response(2, 1, 1)).await, 400);
+}
+
+#[tokio::test]
+async fn snapshots_reach_their_member_or_are_said_not_to() {
+    const BYTES: u64 = 5 * 1024 * 1024 + 77;
+    let (a, mut b) = (node(1, 7).await, node(2, 7).await);
+    introduce(&[&a, &b]);
+    let to = MemberId(2);
+    let told = async |count: usize| {
+        until(|| a.sink.statuses.lock().len() == count).await;
+        *a.sink.statuses.lock().last().unwrap()
+    };
+    // A second one while the first is on its way.
+    a.transport.send_snapshot(to, fake(1, 2, 40, BYTES));
+    a.transport.send_snapshot(to, fake(1, 2, 41, BYTES));
+    until(|| a.sink.statuses.lock().len() == 2).await;
+    assert_eq!(*a.sink.statuses.lock(), [(to, false), (to, true)]);
+    let message = expect(&mut b, 1).await.remove(0);
+    assert_eq!(message.get_snapshot().get_metadata().index, 40);
+    assert_eq!(message.get_snapshot().data, "tree");
+    let databases = std::mem::take(&mut *b.sink.databases.lock());
+    assert_eq!(databases, HashMap::from([(40, vec![7; BYTES as usize])]));
+    // What breaks off in the middle is not taken for all there is.
+    let broken = Fake { until: BYTES / 2, ..*fake(1, 2, 42, BYTES) };
+    a.transport.send_snapshot(to, Box::new(broken));
+    assert_eq!(told(3).await, (to, false));
+    b.sink.full.store(true, Ordering::SeqCst);
+    a.transport.send_snapshot(to, fake(1, 2, 43, BYTES));
+    assert_eq!(told(4).await, (to, false));
+    b.sink.full.store(false, Ordering::SeqCst);
+    a.transport.send_snapshot(MemberId(9), fake(1, 9, 44, BYTES));
+    assert_eq!(told(5).await, (MemberId(9), false));
+    // For another member, from a removed one, and no snapshot at all.
+    a.transport.send_snapshot(to, fake(1, 3, 45, 100));
+    assert_eq!(told(6).await, (to, false));
+    b.sink.removed.lock().push(MemberId(1));
+    a.transport.send_snapshot(to, fake(1, 2, 46, 100));
+    assert_eq!(told(7).await, (to, false));
+    assert!(b.taken.try_recv().is_err());
+    assert!(!b.sink.databases.lock().contains_key(&42));
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ fn names_in(data: &Path, dir: &str, suffix: &str) -> Vec<PathBuf> {
 /// What etcd's own check at its start asks of a directory whose member is down: the file is whole,
 /// not ahead of the log's commit index and not behind its newest snapshot (etcd v3.5.17
 /// `server/verify/verify.go`). The file's index and that of the snapshot.
-fn verify(member: &Member) -> (u64, u64) {
+pub(super) fn verify(member: &Member) -> (u64, u64) {
     let dir = member.data_dir().join("member");
     let file = File::open(dir.join("snap/db")).unwrap();
     let db = Db::open(&file).unwrap();

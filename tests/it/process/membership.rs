@@ -17,11 +17,11 @@ async fn list(member: &Member) -> Vec<rpc::Member> {
     member.cluster().member_list(request).await.unwrap().into_inner().members
 }
 
-async fn id(member: &Member) -> u64 {
+pub(super) async fn id(member: &Member) -> u64 {
     member.status().await.header.unwrap().member_id
 }
 
-async fn try_add(at: &Member, url: &str, is_learner: bool) -> Result<u64, Status> {
+pub(super) async fn try_add(at: &Member, url: &str, is_learner: bool) -> Result<u64, Status> {
     let request = rpc::MemberAddRequest { peer_ur_ls: vec![url.to_owned()], is_learner };
     let added = at.cluster().member_add(request).await?.into_inner();
     let member = added.member.unwrap();
@@ -36,7 +36,7 @@ async fn try_remove(at: &Member, id: u64) -> Result<Vec<rpc::Member>, Status> {
 }
 
 /// Repeats a change that is refused while the others have not been connected for long enough.
-async fn once_healthy<T>(mut change: impl AsyncFnMut() -> Result<T, Status>) -> T {
+pub(super) async fn once_healthy<T>(mut change: impl AsyncFnMut() -> Result<T, Status>) -> T {
     let started = Instant::now();
     loop {
         match change().await {

@@ -1,6 +1,7 @@
 //! The daemon as a process: started, loaded, broken at its failpoints, killed, started again.
 
 mod auth;
+mod behind;
 mod check_data;
 mod checkpoint;
 mod compaction;

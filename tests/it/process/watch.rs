@@ -10,7 +10,7 @@ use tonic::Streaming;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-async fn watch(member: &Member, start_revision: i64) -> Streaming<rpc::WatchResponse> {
+pub(super) async fn watch(member: &Member, start_revision: i64) -> Streaming<rpc::WatchResponse> {
     let create = rpc::WatchCreateRequest {
         key: "watched/".into(),
         range_end: "watched0".into(),
@@ -27,7 +27,7 @@ async fn watch(member: &Member, start_revision: i64) -> Streaming<rpc::WatchResp
 
 /// Reads until the event of revision `last`: every revision from `next` on, once, in order, each
 /// with the value before it.
-async fn read(answers: &mut Streaming<rpc::WatchResponse>, mut next: i64, last: i64) {
+pub(super) async fn read(answers: &mut Streaming<rpc::WatchResponse>, mut next: i64, last: i64) {
     while next <= last {
         let answer = tokio::time::timeout(PATIENCE, answers.message()).await.unwrap();
         for event in answer.unwrap().unwrap().events {

@@ -258,6 +258,11 @@ impl Decoder {
         self.buffer.is_empty() && !pending
     }
 
+    /// What arrived behind the frames that were taken.
+    pub fn into_rest(self) -> BytesMut {
+        self.buffer
+    }
+
     /// The next complete frame. After an error the decoder is of no use.
     pub fn next_frame(&mut self) -> Result<Option<Received>, CodecError> {
         match &mut self.framing {

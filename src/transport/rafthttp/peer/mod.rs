@@ -4,11 +4,13 @@
 mod pipeline;
 mod probe;
 mod reader;
+mod snapshot;
 mod writer;
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::queue::Queue;
-use super::{Context, StepError, Stepping, wire};
+use super::{Context, Outgoing, StepError, Stepping, wire};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::ids::MemberId;
 use crate::base::url::Url;
@@ -117,6 +119,8 @@ struct Shared {
     active: Mutex<Option<Instant>>,
     warned: Mutex<Option<Instant>>,
     round_trip: Mutex<Option<Duration>>,
+    /// A snapshot is on its way.
+    sending: AtomicBool,
     counters: Counters,
 }
 
@@ -130,6 +134,7 @@ impl Shared {
             active: Mutex::default(),
             warned: Mutex::default(),
             round_trip: Mutex::default(),
+            sending: AtomicBool::new(false),
             counters,
         })
     }
@@ -173,9 +178,6 @@ impl Shared {
     fn dropped(&self, kind: MessageType, queue: &str) {
         self.context.sink.unreachable(self.id);
         self.counters.sent_failures.inc();
-        if kind == MessageType::MsgSnapshot {
-            self.context.sink.snapshot_status(self.id, false);
-        }
         if self.may_warn() {
             tracing::warn!(
                 "message-type" = ?kind,
@@ -194,6 +196,12 @@ impl Shared {
 struct Tasks(Mutex<Vec<AbortHandle>>);
 
 impl Tasks {
+    fn add(&self, task: Option<AbortHandle>) {
+        let mut tasks = self.0.lock();
+        tasks.retain(|task| !task.is_finished());
+        tasks.extend(task);
+    }
+
     fn abort(&self) {
         for task in self.0.lock().drain(..) {
             task.abort();
@@ -239,9 +247,6 @@ impl Peer {
     /// Queues `message` on the path etcd would take.
     pub(super) fn send(&self, message: Message) {
         let kind = message.msg_type();
-        if kind == MessageType::MsgSnapshot {
-            return self.pipe(message);
-        }
         let unsent = match kind {
             MessageType::MsgAppend => self.msgapp.push(message),
             _ => Some(message),
@@ -257,6 +262,11 @@ impl Peer {
         if !self.pipeline.push(message) {
             self.shared.dropped(kind, "pipeline");
         }
+    }
+
+    /// Sends a snapshot, unless one is on its way.
+    pub(super) fn send_snapshot(&self, outgoing: Box<dyn Outgoing>) {
+        self.tasks.add(snapshot::start(&self.shared, outgoing));
     }
 
     /// Hands the peer's own stream over to it: `frames` is the body of its request's answer.
@@ -310,7 +320,7 @@ impl Peer {
 pub(super) struct Remote {
     shared: Arc<Shared>,
     pipeline: Queue,
-    _tasks: Tasks,
+    tasks: Tasks,
 }
 
 impl Remote {
@@ -318,7 +328,7 @@ impl Remote {
     pub(super) fn start(context: Arc<Context>, id: MemberId, urls: Vec<Url>) -> Remote {
         let shared = Shared::new(context, id, urls);
         let (pipeline, tasks) = start_pipeline(&shared);
-        Remote { shared, pipeline, _tasks: Tasks(Mutex::new(tasks)) }
+        Remote { shared, pipeline, tasks: Tasks(Mutex::new(tasks)) }
     }
 
     /// Queues `message`.
@@ -330,7 +340,25 @@ impl Remote {
     }
 }
 
+impl Remote {
+    /// Sends a snapshot, unless one is on its way.
+    pub(super) fn send_snapshot(&self, outgoing: Box<dyn Outgoing>) {
+        self.tasks.add(snapshot::start(&self.shared, outgoing));
+    }
+}
+
 impl Context {
+    /// As [`Context::accept`], for a message whose database was received.
+    pub(super) fn accept_snapshot(&self, message: Message) -> Stepping {
+        if self.sink.is_removed(MemberId(message.from)) {
+            return Box::pin(async { Err(StepError::Removed) });
+        }
+        if message.to != self.config.local.0 {
+            return Box::pin(async { Err(StepError::Mismatch) });
+        }
+        self.sink.step_snapshot(message)
+    }
+
     /// Hands a message to raft, at once, if it is for this member and from no removed one.
     pub(super) fn accept(&self, message: Message) -> Stepping {
         if self.sink.is_removed(MemberId(message.from)) {
@@ -338,6 +366,10 @@ impl Context {
         }
         if message.to != self.config.local.0 {
             return Box::pin(async { Err(StepError::Mismatch) });
+        }
+        if message.msg_type() == MessageType::MsgSnapshot {
+            let error = "a snapshot without its database".to_owned();
+            return Box::pin(async { Err(StepError::Failed(error)) });
         }
         self.sink.step(message)
     }

@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::{Method, Response, StatusCode};
+use hyper::body::Incoming;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -14,7 +15,7 @@ use super::super::queue::{Queue, Room, cost, queue};
 use super::super::{PIPELINE_CONNECTIONS, PIPELINE_QUEUE_MAX, PIPELINE_TIMEOUT, wire};
 use super::{ERROR_TEXT_BYTES_MAX, MEMBER_REMOVED, Shared, precondition};
 use crate::base::url::Url;
-use crate::pb::raftpb::{Message, MessageType};
+use crate::pb::raftpb::Message;
 
 /// Starts the workers that POST what is put into the queue.
 pub(super) fn start_pipeline(shared: &Arc<Shared>) -> (Queue, Vec<AbortHandle>) {
@@ -42,7 +43,6 @@ async fn pipeline_loop(
     loop {
         // An idle worker holds the lock until there is a message for it.
         let Some(message) = rx.lock().await.recv().await else { return };
-        let snapshot = message.msg_type() == MessageType::MsgSnapshot;
         let cost = cost(&message);
         let body = message.encode_to_vec();
         drop(message);
@@ -59,9 +59,6 @@ async fn pipeline_loop(
                 sink.unreachable(shared.id);
                 shared.counters.sent_failures.inc();
             }
-        }
-        if snapshot {
-            sink.snapshot_status(shared.id, posted.is_ok());
         }
         room.release(cost);
     }
@@ -86,6 +83,17 @@ async fn post_url(shared: &Shared, url: &Url, body: Bytes) -> io::Result<()> {
     let connect = config.connector.as_ref();
     let (response, _connection) =
         exchange(connect, url, request, config.dial_timeout, wait).await?;
+    verdict(shared, url, "/raft", response).await
+}
+
+/// What the answer to a POST of a message says.
+pub(super) async fn verdict(
+    shared: &Shared,
+    url: &Url,
+    path: &str,
+    response: Response<Incoming>,
+) -> io::Result<()> {
+    let config = &shared.context.config;
     let (head, body) = response.into_parts();
     match head.status {
         StatusCode::NO_CONTENT => Ok(()),
@@ -105,7 +113,7 @@ async fn post_url(shared: &Shared, url: &Url, body: Bytes) -> io::Result<()> {
             Err(io::Error::other(precondition(shared, &text, theirs)))
         }
         status => {
-            let text = format!("unexpected http status {status} while posting to \"{url}/raft\"");
+            let text = format!("unexpected http status {status} while posting to \"{url}{path}\"");
             Err(io::Error::other(text))
         }
     }
