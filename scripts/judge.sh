@@ -11,6 +11,7 @@
 #   scripts/judge.sh kill --members 3       SIGKILL rounds under writers
 #   scripts/judge.sh mixed --tls self       two etcd members and one rusd
 #   scripts/judge.sh join                   etcd and rusd join clusters that the other began
+#   scripts/judge.sh behind                 snapshots between etcd and rusd, both ways
 #   scripts/judge.sh badinput               hostile bytes on every port
 #   scripts/judge.sh damage                 torn, flipped, cut and deleted files
 #   scripts/judge.sh snapshot               snapshots under writers, restored into etcd
@@ -69,6 +70,7 @@ leases) rusd; exec "$judge" leases --server "$RUSD_BIN" "$@" ;;
 kill) rusd; exec "$judge" kill --server "$RUSD_BIN" "$@" ;;
 mixed) etcd; rusd; exec "$judge" mixed --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
 join) etcd; rusd; exec "$judge" join --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
+behind) etcd; rusd; exec "$judge" behind --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
 badinput) etcd; rusd; exec "$judge" badinput --etcd "$ETCD_BIN" --server "$RUSD_BIN" "$@" ;;
 snapshot)
 	etcd
