@@ -17,4 +17,6 @@ pub enum Bug {
     ReadNotAwaited,
     /// A watcher that comes back misses what happened meanwhile.
     HistorySkipped,
+    /// A snapshot for a member has no leases.
+    LeasesForgotten,
 }

@@ -3,6 +3,7 @@
 
 use crate::chance::Chance;
 use bytes::Bytes;
+use rusd::cluster::state::Cluster;
 use rusd::mvcc::BUCKETS;
 use rusd::mvcc::backend::{Backend, BackendError, Batch, Bucket, MemBackend};
 use rusd::pb::raftpb::{Entry, HardState};
@@ -19,6 +20,17 @@ const BATCHES_LOST_MAX: u64 = 40;
 enum Record {
     Entry(Entry),
     State(HardState),
+    /// A leader's snapshot: index and term. It takes the place of the log once it is committed.
+    Installed(u64, u64),
+}
+
+/// The state after the entry at an index: what `.snap` and database hold together.
+#[derive(Clone, Debug)]
+pub struct State {
+    pub index: u64,
+    pub term: u64,
+    pub engine: Arc<Engine>,
+    pub cluster: Cluster,
 }
 
 #[derive(Debug, Default)]
@@ -28,6 +40,15 @@ struct Log {
     synced: Vec<(u64, usize)>,
     entries: BTreeMap<u64, Entry>,
     state: HardState,
+    /// A leader's snapshot that is written down and not committed yet.
+    pending: Option<(u64, u64)>,
+    /// Index and term of the newest that is.
+    installed: (u64, u64),
+    /// Entries up to this index are gone.
+    released: u64,
+    /// Of this member's own snapshots the newest, and the databases that leaders sent.
+    own: Option<State>,
+    received: BTreeMap<u64, State>,
 }
 
 impl Log {
@@ -37,9 +58,20 @@ impl Log {
                 self.entries.split_off(&entry.index);
                 self.entries.insert(entry.index, entry.clone());
             }
-            Record::State(state) => self.state = *state,
+            Record::State(state) => {
+                self.state = *state;
+                if let Some(snapshot) = self.pending.take_if(|at| at.0 <= state.commit) {
+                    if self.entries.get(&snapshot.0).is_none_or(|e| e.term != snapshot.1) {
+                        self.entries.clear();
+                    }
+                    self.installed = snapshot;
+                }
+            }
+            Record::Installed(index, term) => self.pending = Some((*index, *term)),
         }
         self.records.push(record);
+        let released = self.released;
+        self.entries.retain(|index, _| *index > released);
     }
 }
 
@@ -73,6 +105,7 @@ impl Disk {
         let kept = kept(&log, now);
         let newest = |record: &Record| match record {
             Record::Entry(entry) => Some(entry.index),
+            Record::Installed(index, _) => Some(*index),
             Record::State(_) => None,
         };
         log.records[..kept].iter().rev().find_map(newest).unwrap_or(0)
@@ -84,7 +117,8 @@ impl Disk {
         let kept = kept(&log, now);
         let more = chance.below((log.records.len() - kept) as u64 + 1) as usize;
         let records = std::mem::take(&mut log.records);
-        *log = Log::default();
+        let Log { released, own, received, .. } = std::mem::take(&mut *log);
+        *log = Log { released, own, received, ..Log::default() };
         for record in records.into_iter().take(kept + more) {
             log.take(record);
         }
@@ -96,6 +130,40 @@ impl Disk {
     pub fn read(&self) -> (HardState, Vec<Entry>) {
         let log = self.log();
         (log.state, log.entries.values().cloned().collect())
+    }
+
+    /// The newest snapshot that a start finds, if there is one.
+    pub fn snapshot(&self) -> Option<State> {
+        let log = self.log();
+        let received = log.received.get(&log.installed.0).cloned();
+        received.into_iter().chain(log.own.clone()).max_by_key(|state| state.index)
+    }
+
+    /// A snapshot of this member's own is on disk for good, and the log begins behind `released`.
+    pub fn snapped(&self, state: State, released: u64) {
+        let mut log = self.log();
+        log.received.retain(|index, _| *index >= state.index);
+        log.own = Some(state);
+        log.released = log.released.max(released);
+        log.entries.retain(|index, _| *index > released);
+    }
+
+    /// A leader's database is on disk for good.
+    pub fn received(&self, state: State) {
+        self.log().received.insert(state.index, state);
+    }
+
+    /// That database.
+    pub fn database(&self, index: u64) -> State {
+        self.log().received[&index].clone()
+    }
+
+    /// Writes down a leader's snapshot, synced from the moment `done` on.
+    pub fn install(&self, index: u64, term: u64, done: u64) {
+        let mut log = self.log();
+        log.take(Record::Installed(index, term));
+        let count = log.records.len();
+        log.synced.push((done, count));
     }
 }
 
@@ -114,6 +182,8 @@ impl Archive for Disk {
 pub struct Engine {
     rows: MemBackend,
     batches: Mutex<Vec<Batch>>,
+    /// The first of them, which a crash does not lose: they came with a snapshot.
+    imported: usize,
 }
 
 impl Engine {
@@ -124,10 +194,28 @@ impl Engine {
     /// What a crash leaves: everything but some of the newest batches.
     pub fn after_crash(&self, chance: &mut Chance) -> Engine {
         let batches = self.batches();
-        let lost = chance.below(BATCHES_LOST_MAX.min(batches.len() as u64) + 1) as usize;
-        let left = Engine::default();
+        let newest = (batches.len() - self.imported) as u64;
+        let lost = chance.below(BATCHES_LOST_MAX.min(newest) + 1) as usize;
+        let left = Engine { imported: self.imported, ..Engine::default() };
         batches[..batches.len() - lost].iter().for_each(|batch| left.submit(batch.clone()));
         left
+    }
+
+    /// All rows as they are, but those of a bucket.
+    pub fn copy(&self, without: Option<Bucket>) -> Engine {
+        let mut ops = Vec::new();
+        for (_, bucket) in BUCKETS.into_iter().filter(|(_, bucket)| Some(*bucket) != without) {
+            let mut visit = |key: &[u8], value: &Bytes| {
+                ops.push((bucket, Bytes::copy_from_slice(key), Some(value.clone())));
+                ControlFlow::Continue(())
+            };
+            self.scan(bucket, &[], None, &mut visit).expect("rows in memory can be read");
+        }
+        let (consistent_index, term) = self.position();
+        let size_bytes = self.size_bytes();
+        let copy = Engine { imported: 1, ..Engine::default() };
+        copy.submit(Batch { ops, consistent_index, term, size_bytes, ..Batch::default() });
+        copy
     }
 
     /// A hash of every row.

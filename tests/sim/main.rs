@@ -28,7 +28,7 @@ fn number(name: &str) -> Option<u64> {
 fn no_seed_violates_anything() {
     let first = number("SEED").unwrap_or(1);
     let count = number("SEEDS").unwrap_or(if number("SEED").is_some() { 1 } else { SEEDS });
-    let mut total = [0; 5];
+    let mut total = [0; 6];
     for seed in first..first + count {
         let report = world::run(seed, None);
         if count == 1 {
@@ -43,19 +43,20 @@ fn no_seed_violates_anything() {
             report.reads as u64,
             report.events as u64,
             report.crashes,
+            report.installed,
         ];
         total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
         if (seed - first) % 100 == 99 {
             eprint(&format!("{} of {count} seeds", seed - first + 1));
         }
     }
-    let [entries, writes, reads, events, crashes] = total;
+    let [entries, writes, reads, events, crashes, installed] = total;
     eprint(&format!(
         "{count} seeds, 0 violations: {entries} entries, {writes} acknowledged writes, \
-         {reads} reads, {events} watch events, {crashes} crashes"
+         {reads} reads, {events} watch events, {crashes} crashes, {installed} snapshots installed"
     ));
     assert!(
-        count < 20 || writes > 0 && reads > 0 && events > 0 && crashes > 0,
+        count < 20 || writes > 0 && reads > 0 && events > 0 && crashes > 0 && installed > 0,
         "a world where nothing happens"
     );
 }
@@ -119,6 +120,11 @@ fn an_entry_applied_twice_is_found() {
 #[test]
 fn a_read_that_is_not_awaited_is_found() {
     finds(Bug::ReadNotAwaited, 1, &["stale read"]);
+}
+
+#[test]
+fn a_snapshot_that_forgets_leases_is_found() {
+    finds(Bug::LeasesForgotten, 1, &["leases", "machine"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use crate::bug::Bug;
 use crate::chance::{Chance, mix};
-use crate::disk::{Disk, Engine};
+use crate::disk::{Disk, Engine, State};
 use bytes::Bytes;
 use rusd::apply::{self, Applied, Effect, Machine, Options, Payload, Reply, payload};
 use rusd::base::error::Error;
@@ -11,15 +11,17 @@ use rusd::base::ids::{LeaseId, MemberId};
 use rusd::cluster::members::Member as Listed;
 use rusd::cluster::state::Cluster;
 use rusd::lease::schedule::Schedule;
+use rusd::mvcc::backend::Bucket;
 use rusd::mvcc::watch::{Delivery, Outcome, Spec, StreamId, Watchers, Written};
 use rusd::mvcc::{CompactProgress, Looked};
 use rusd::pb::etcdserverpb as rpc;
-use rusd::pb::raftpb::{Entry, HardState, Message, Snapshot};
+use rusd::pb::raftpb::{Entry, HardState, Message, MessageType, Snapshot, SnapshotMetadata};
 use rusd::raft::bootstrap::bootstrap;
 use rusd::raft::driver::{Change, Driver, Settings, Standing};
 use rusd::raft::leader_only::LeaderOnly;
 use rusd::raft::log::LogStart;
 use rusd::raft::reads::Reads;
+use rusd::raft::sending::Sending;
 use rusd::raft::turn::World;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -34,6 +36,13 @@ const REVOKES_MAX: usize = 8;
 /// Watchers are refused events once in so many times, as if their client did not read.
 const OFFERS_REFUSED: u64 = 5;
 
+/// Entries after which a member takes a snapshot, in the seeds where it takes any.
+const SNAPSHOT_ENTRIES: u64 = 40;
+/// Entries before it that stay in its log.
+const CATCHUP_ENTRIES: u64 = 8;
+/// In one of so many seeds members take snapshots and release their logs.
+const SEEDS_PER_SNAPSHOTS: u64 = 4;
+
 /// Bit of the ids that members draw for what they do by themselves.
 const MEMBERS_OWN: u64 = 1 << 63;
 
@@ -47,15 +56,38 @@ pub enum Deed {
     Send(Message),
     Apply(Vec<Entry>),
     Changed(Vec<(u64, Change)>),
-    Read { op: u64, index: u64 },
-    ReadFailed { op: u64 },
-    Leads { term: u64, last: (u64, u64) },
+    Read {
+        op: u64,
+        index: u64,
+    },
+    ReadFailed {
+        op: u64,
+    },
+    Leads {
+        term: u64,
+        last: (u64, u64),
+    },
     PassRead(Outcome),
     Drained(StreamId),
-    Ended { stream: StreamId, compacted: i64 },
+    Ended {
+        stream: StreamId,
+        compacted: i64,
+    },
     Compact,
-    Looked(Looked),
+    /// With the number of the machine that it looked into.
+    Looked(u64, Looked),
     Propose(Bytes),
+    /// Raft wants a member to have a snapshot.
+    Snapshot(Message),
+    /// A snapshot with what it holds, on its way.
+    SendState(Message, Box<State>),
+    /// What became of it.
+    SnapStatus {
+        to: u64,
+        delivered: bool,
+    },
+    /// A leader's snapshot takes the machine's place.
+    Install(Snapshot),
 }
 
 /// What a member sees of the world while it works.
@@ -87,12 +119,19 @@ struct Outside<'a, 'b> {
 impl World for Outside<'_, '_> {
     fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
-            self.env.tell(Deed::Send(message));
+            if message.msg_type == MessageType::MsgSnapshot as i32 {
+                self.env.tell(Deed::Snapshot(message));
+            } else {
+                self.env.tell(Deed::Send(message));
+            }
         }
     }
 
-    fn save_snapshot(&mut self, _: &Snapshot) -> Result<(), String> {
-        unreachable!("no log is released in the simulation")
+    fn save_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), String> {
+        let SnapshotMetadata { index, term, .. } = snapshot.get_metadata();
+        self.env.took += self.env.save_takes;
+        self.disk.install(*index, *term, self.env.micros + self.env.took);
+        Ok(())
     }
 
     fn save(
@@ -170,6 +209,17 @@ pub struct Life {
     ticks: u64,
     seed: u64,
     compacting: bool,
+    /// Of the newest snapshot.
+    snapped: u64,
+    /// Entries up to here are to leave the log.
+    floor: u64,
+    /// The newest snapshot that came from a leader.
+    installed: u64,
+    /// Counts machines.
+    generation: u64,
+    sending: Sending,
+    /// The mistake of that name is put back.
+    forgets_leases: bool,
 }
 
 fn settings(id: u64, applied: u64) -> Settings {
@@ -203,26 +253,38 @@ impl Life {
         bug: Option<Bug>,
     ) -> Result<(Life, Vec<Done>), String> {
         let (hard_state, tail) = disk.read();
-        let backend = Arc::<Engine>::clone(engine);
-        let mut machine =
-            Machine::open(backend, Options::default()).map_err(|error| error.to_string())?;
+        let snapshot = disk.snapshot();
+        let (snapped, snap_term) = snapshot.as_ref().map_or((0, 0), |s| (s.index, s.term));
+        let mut engine = Arc::clone(engine);
+        let mut machine = open(&engine)?;
+        if let Some(state) = snapshot.as_ref().filter(|state| state.index > machine.position().0) {
+            engine = Arc::new(state.engine.copy(None));
+            machine = open(&engine)?;
+        }
         let stored = machine.position().0;
-        let commit = hard_state.commit.max(stored);
-        let last_index = tail.last().map_or(0, |entry| entry.index);
+        let commit = hard_state.commit.max(stored).max(snapped);
+        let last_index = tail.last().map_or(snapped, |entry| entry.index);
         if commit > last_index {
             return Err(format!(
                 "member {id}: the log ends at {last_index}, its commit is {}, the store's {stored}",
                 hard_state.commit
             ));
         }
-        let mut cluster = Cluster::default();
+        let begins = tail.first().map_or(snapped + 1, |entry| entry.index);
+        if snapped + 1 < begins {
+            return Err(format!("member {id}: the log begins at {begins}, the state at {snapped}"));
+        }
+        let mut cluster = snapshot.map_or_else(Cluster::default, |state| state.cluster);
         let mut runs: Vec<(u64, u64)> = Vec::new();
+        if snapped + 1 == begins && snapped > 0 {
+            runs.push((snapped, snap_term));
+        }
         let mut done = Vec::new();
         for entry in &tail {
             if runs.last().is_none_or(|(_, term)| *term != entry.term) {
                 runs.push((entry.index, entry.term));
             }
-            if entry.index <= commit {
+            if entry.index > snapped && entry.index <= commit {
                 let anew = entry.index > machine.position().0;
                 let one = feed(entry, &mut machine, &mut cluster, bug)?;
                 done.extend(anew.then_some(one));
@@ -231,7 +293,8 @@ impl Life {
         let start = LogStart {
             hard_state: HardState { commit, ..hard_state },
             conf_state: cluster.members().conf_state(),
-            floor: 0,
+            // Of the entry before the first nothing is known but what the snapshot says.
+            floor: if begins <= 1 { 0 } else { snapped.min(begins) },
             last_index,
             term_runs: runs,
             tail,
@@ -248,7 +311,7 @@ impl Life {
             machine,
             cluster,
             disk: disk.clone(),
-            engine: Arc::clone(engine),
+            engine,
             reads: Reads::default(),
             last_context: 0,
             leader_only: LeaderOnly::default(),
@@ -263,6 +326,12 @@ impl Life {
             ticks: 0,
             seed,
             compacting: true,
+            snapped,
+            floor: 0,
+            installed: snapped,
+            generation: 0,
+            sending: Sending::default(),
+            forgets_leases: bug == Some(Bug::LeasesForgotten),
         };
         life.settle_timeout();
         Ok((life, done))
@@ -355,6 +424,11 @@ impl Life {
             let mut outside = Outside { disk: &self.disk, env };
             let Some(turn) = self.driver.turn(&mut outside)? else { break };
             self.follow_standing(env);
+            if let Some(snapshot) = turn.snapshot {
+                self.installed = snapshot.get_metadata().index;
+                self.unchanged.clear();
+                env.tell(Deed::Install(snapshot));
+            }
             if !turn.committed.is_empty() {
                 let changes = turn.committed.iter().filter(|entry| entry.entry_type != 0);
                 self.unchanged.extend(changes.map(|entry| entry.index));
@@ -405,6 +479,73 @@ impl Life {
         let first = self.unchanged.front();
         let index = first.map_or(self.applied, |first| self.applied.min(first - 1));
         self.driver.applied(index);
+        if self.floor > 0 {
+            let _ = self.driver.compact(self.floor);
+        }
+    }
+
+    /// The store as it is now.
+    fn state(&mut self, without: Option<Bucket>) -> State {
+        self.machine.flush_position();
+        let (index, term) = self.machine.position();
+        let engine = Arc::new(self.engine.copy(without));
+        State { index, term, engine, cluster: self.cluster.clone() }
+    }
+
+    /// As the checkpointer and RaftActor do.
+    fn snap_if_due(&mut self, env: &Env<'_>) {
+        let wanted = self.seed % SEEDS_PER_SNAPSHOTS == 3;
+        let due = self.applied >= self.snapped + SNAPSHOT_ENTRIES;
+        if !wanted || !due || self.sending.keeps_log(env.now) {
+            return;
+        }
+        let state = self.state(None);
+        self.snapped = state.index;
+        self.floor = state.index.saturating_sub(CATCHUP_ENTRIES);
+        self.disk.snapped(state, self.floor);
+    }
+
+    /// Raft wants a member to have a snapshot: the state as of now.
+    pub fn snapshot(&mut self, mut message: Message, env: &mut Env<'_>) {
+        let state = self.state(self.forgets_leases.then_some(Bucket::Lease));
+        let conf_state = Some(self.cluster.members().conf_state());
+        let metadata = Some(SnapshotMetadata { conf_state, index: state.index, term: state.term });
+        message.snapshot = Some(Snapshot { metadata, ..Snapshot::default() });
+        self.sending.begin();
+        env.tell(Deed::SendState(message, Box::new(state)));
+    }
+
+    pub fn snap_status(
+        &mut self,
+        to: u64,
+        delivered: bool,
+        env: &mut Env<'_>,
+    ) -> Result<(), String> {
+        self.sending.end(false, env.now);
+        self.driver.report_snapshot(MemberId(to), delivered);
+        self.flush(env)
+    }
+
+    /// As StoreActor's: the index and the hash of its rows.
+    pub fn install(
+        &mut self,
+        snapshot: &Snapshot,
+        env: &mut Env<'_>,
+    ) -> Result<(u64, u32), String> {
+        let state = self.disk.database(snapshot.get_metadata().index);
+        self.engine = Arc::new(state.engine.copy(None));
+        self.machine.replace(open(&self.engine)?);
+        self.cluster = state.cluster;
+        self.generation += 1;
+        self.schedule = Schedule::new(self.machine.lease_reader().granted(), None);
+        self.watchers.recover();
+        self.watchers.live(self.machine.revision());
+        (self.applied, self.snapped) = (state.index, state.index);
+        self.compacting = true;
+        self.follow_up(env);
+        env.tell(Deed::Compact);
+        let hash = self.hash_of_entry();
+        Ok((state.index, hash))
     }
 
     fn follow_standing(&mut self, env: &mut Env<'_>) {
@@ -462,6 +603,7 @@ impl Life {
             }
             done.push(one);
         }
+        self.snap_if_due(env);
         let mut told = Vec::new();
         for one in &done {
             self.follow(&one.effects, &mut told, env);
@@ -526,6 +668,10 @@ impl Life {
         env: &mut Env<'_>,
     ) -> Result<(), String> {
         for (index, change) in changes {
+            if index <= self.installed {
+                // Raft has the members of the snapshot.
+                continue;
+            }
             self.driver.apply_conf_change(&change).map_err(|error| error.to_string())?;
             if self.unchanged.pop_front() != Some(index) {
                 return Err(format!("member {}: changes out of order at {index}", self.id));
@@ -537,12 +683,20 @@ impl Life {
     /// Looks at some rows of a compaction.
     pub fn compact(&mut self, env: &mut Env<'_>) {
         if let Some(look) = self.machine.compaction_look(COMPACT_ROWS) {
-            env.tell(Deed::Looked(look.run()));
+            env.tell(Deed::Looked(self.generation, look.run()));
         }
     }
 
     /// Does what a look has found.
-    pub fn looked(&mut self, looked: Looked, env: &mut Env<'_>) -> Result<(), String> {
+    pub fn looked(
+        &mut self,
+        generation: u64,
+        looked: Looked,
+        env: &mut Env<'_>,
+    ) -> Result<(), String> {
+        if generation != self.generation {
+            return Ok(());
+        }
         let progress = self.machine.compacted(looked).map_err(|error| error.to_string())?;
         if progress == CompactProgress::More {
             env.tell(Deed::Compact);
@@ -618,6 +772,11 @@ impl Life {
         let granted = self.machine.lease_reader().granted();
         granted.into_iter().map(|granted| (granted.id.0, granted.ttl)).collect()
     }
+}
+
+fn open(engine: &Arc<Engine>) -> Result<Machine, String> {
+    let backend = Arc::<Engine>::clone(engine);
+    Machine::open(backend, Options::default()).map_err(|error| error.to_string())
 }
 
 fn offer(

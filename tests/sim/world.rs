@@ -4,7 +4,7 @@
 use crate::bug::Bug;
 use crate::chance::{Chance, mix};
 use crate::clients::{Answer, Clients, Op};
-use crate::disk::{Disk, Engine};
+use crate::disk::{Disk, Engine, State};
 use crate::invariants::{Check, Invariants};
 use crate::member::{Deed, Done, Env, Life, found, is_members};
 use crate::net::Net;
@@ -36,6 +36,8 @@ const VOTES_PER_CRASH: u64 = 8;
 enum Event {
     Tick(u64),
     Deliver(Message),
+    /// A snapshot with its state, and the sender's life.
+    Receive(Message, Box<State>, u64),
     /// A deed of a member's life, if it still lives it.
     Do(u64, u64, Deed),
     Client(u64),
@@ -74,6 +76,7 @@ pub struct Report {
     pub events: usize,
     pub expired: usize,
     pub crashes: u64,
+    pub installed: u64,
     /// What was violated, if anything.
     pub violation: Option<String>,
 }
@@ -98,6 +101,7 @@ pub struct World {
     trace: u64,
     steps: u64,
     crashes: u64,
+    installed: u64,
     safe: bool,
 }
 
@@ -115,6 +119,7 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Report {
         events: world.checks.watches.count(),
         expired: world.checks.leases.expired(),
         crashes: world.crashes,
+        installed: world.installed,
         violation,
     }
 }
@@ -159,6 +164,7 @@ impl World {
             trace: 0,
             steps: 0,
             crashes: 0,
+            installed: 0,
             safe: false,
         }
     }
@@ -229,6 +235,7 @@ impl World {
                 self.note(u64::from(message.msg_type as u32) ^ message.index << 8);
                 self.with(to, |life, env| life.step(message, env))
             }
+            Event::Receive(message, state, sender) => self.receive(message, state, sender),
             Event::Do(id, incarnation, deed) => self.deed(id, incarnation, deed),
             Event::Client(client) => self.client(client),
             Event::Timeout(op) => {
@@ -290,11 +297,11 @@ impl World {
         for (delay, deed) in deeds {
             // What has to do with the store comes a little later: it is another thread.
             let more = match deed {
-                Deed::Send(_) | Deed::Leads { .. } => 0,
+                Deed::Send(_) | Deed::Leads { .. } | Deed::SendState(..) => 0,
                 _ => self.chance.between(20, 2_000),
             };
             let mut after = delay + more;
-            if matches!(deed, Deed::Apply(_)) {
+            if matches!(deed, Deed::Apply(_) | Deed::Install(_)) {
                 let node = self.nodes.get_mut(&id).expect("it has just worked");
                 after = after.max((node.applies_at + 1).saturating_sub(self.now));
                 node.applies_at = self.now + after;
@@ -323,8 +330,10 @@ impl World {
         // with what is not raft's.
         let node = &self.nodes[&id];
         let free_at = match deed {
-            Deed::Send(_) | Deed::Leads { .. } => 0,
-            Deed::Changed(_) | Deed::Propose(_) => node.paused_until.max(node.busy_until),
+            Deed::Send(_) | Deed::Leads { .. } | Deed::SendState(..) => 0,
+            Deed::Changed(_) | Deed::Propose(_) | Deed::SnapStatus { .. } => {
+                node.paused_until.max(node.busy_until)
+            }
             _ => node.paused_until,
         };
         if free_at > self.now {
@@ -389,9 +398,59 @@ impl World {
                 life.compact(env);
                 Ok(())
             }),
-            Deed::Looked(looked) => self.with(id, |life, env| life.looked(looked, env)),
+            Deed::Looked(of, looked) => self.with(id, |life, env| life.looked(of, looked, env)),
             Deed::Propose(data) => self.with(id, |life, env| life.propose(data, env)),
+            Deed::Snapshot(message) => self.with(id, |life, env| {
+                life.snapshot(message, env);
+                Ok(())
+            }),
+            Deed::SendState(message, state) => {
+                let (from, to) = (message.from, message.to);
+                match self.net.arrivals(from, to, &mut self.chance).first() {
+                    Some(delay) => {
+                        self.after(delay * 3, Event::Receive(message, state, incarnation));
+                    }
+                    None => self.tell_status(from, incarnation, to, false),
+                }
+                Ok(())
+            }
+            Deed::SnapStatus { to, delivered } => {
+                self.with(id, |life, env| life.snap_status(to, delivered, env))
+            }
+            Deed::Install(snapshot) => {
+                let (index, hash) =
+                    self.with_result(id, |life, env| life.install(&snapshot, env))?;
+                self.installed += 1;
+                self.checks.durable.starts(id, index);
+                if hash != 0 && index % 32 == 0 {
+                    self.checks.machines.has(id, index, hash)?;
+                }
+                self.serve_reads(id)
+            }
         }
+    }
+
+    /// A snapshot reaches its member: the database goes to the disk, then raft gets the message.
+    fn receive(&mut self, message: Message, state: Box<State>, sender: u64) -> Check {
+        let (from, to) = (message.from, message.to);
+        let Some(wait) = self.wait_of(to) else {
+            self.tell_status(from, sender, to, false);
+            return Ok(());
+        };
+        if wait > 0 {
+            self.after(wait, Event::Receive(message, state, sender));
+            return Ok(());
+        }
+        self.nodes[&to].disk.received(*state);
+        self.with(to, |life, env| life.step(message, env))?;
+        self.tell_status(from, sender, to, true);
+        Ok(())
+    }
+
+    fn tell_status(&mut self, from: u64, incarnation: u64, to: u64, delivered: bool) {
+        let late = self.chance.between(100, 50_000);
+        let status = Deed::SnapStatus { to, delivered };
+        self.after(late, Event::Do(from, incarnation, status));
     }
 
     fn applied(&mut self, id: u64, done: Done) -> Check {

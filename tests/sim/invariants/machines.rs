@@ -16,6 +16,11 @@ impl Machines {
             return Err(format!("machine: {member} answers the entry at {index} as nobody else"));
         }
         let Some(rows) = rows else { return Ok(()) };
+        self.has(member, index, rows)
+    }
+
+    /// A member has these rows at an index.
+    pub fn has(&mut self, member: u64, index: u64, rows: u32) -> Check {
         if *self.rows.entry(index).or_insert(rows) != rows {
             return Err(format!("machine: {member} has other rows than others at {index}"));
         }
