@@ -38,6 +38,8 @@ use tokio::sync::oneshot;
 const GATHER_PAUSE_MAX: Duration = Duration::from_millis(2);
 /// How often waiters whose callers have gone are forgotten while nothing commits.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Work that comes along takes a tick up that is due within this time.
+const TICK_EARLY_MAX: Duration = Duration::from_millis(1);
 /// An idle member writes its newest commit index down within this time.
 const COMMIT_WRITE_DELAY: Duration = Duration::from_millis(100);
 
@@ -172,6 +174,16 @@ impl World for Outside<'_> {
     }
 }
 
+/// The moment that counts as that of a tick, if one is due: when it should have been, or now if more
+/// than one should.
+fn tick_due(last: Instant, interval: Duration, now: Instant) -> Option<Instant> {
+    let due = last + interval;
+    if now + TICK_EARLY_MAX < due {
+        return None;
+    }
+    Some(if now < due + interval { due } else { now })
+}
+
 /// What the actor is made of.
 pub struct Parts {
     pub driver: Driver<WalReader>,
@@ -244,8 +256,10 @@ impl RaftActor {
     }
 
     fn arm_timer(&self, ctx: &mut Context<Self>) {
-        // Re-armed each time, so that a slow write never makes missed ticks fire in a burst.
-        ctx.run_later(self.parts.tick_interval, |actor, ctx| {
+        // Re-armed each time, so that a slow write never makes missed ticks fire in a burst; for a
+        // moment that lies ahead, so that what a timer is late by does not add up.
+        let due = self.last_tick + self.parts.tick_interval;
+        ctx.run_later(due.saturating_duration_since(self.parts.clock.now()), |actor, ctx| {
             rt::or_abort("RaftActor", || {
                 actor.tick_if_due();
                 actor.take_asks();
@@ -272,12 +286,9 @@ impl RaftActor {
     }
 
     fn tick_if_due(&mut self) {
-        let now = self.parts.clock.now();
-        if now.duration_since(self.last_tick) + Duration::from_millis(1) < self.parts.tick_interval
-        {
-            return;
-        }
-        self.last_tick = now;
+        let (now, interval) = (self.parts.clock.now(), self.parts.tick_interval);
+        let Some(due) = tick_due(self.last_tick, interval, now) else { return };
+        self.last_tick = due;
         self.parts.shared.publish_tick(now);
         self.parts.driver.tick();
         if self.reads.retry(now) {
@@ -724,5 +735,24 @@ impl Handler<Stop> for RaftActor {
             self.write_commit();
         });
         let _ = done.send(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_ticks_do_not_make_the_next_ones_late_and_missed_ones_are_not_made_up_for() {
+        let (start, ms) = (Instant::now(), Duration::from_millis);
+        let due = |last: u64, now: u64| {
+            tick_due(start + ms(last), ms(100), start + ms(now)).map(|due| due - start)
+        };
+        assert_eq!(due(0, 98), None);
+        assert_eq!(due(0, 99), Some(ms(100)));
+        assert_eq!(due(0, 107), Some(ms(100)));
+        assert_eq!(due(100, 201), Some(ms(200)));
+        assert_eq!(due(0, 199), Some(ms(100)));
+        assert_eq!(due(0, 950), Some(ms(950)));
     }
 }
