@@ -13,7 +13,7 @@ FUZZ := storage::fuzz::snap_files storage::wal::fuzz::logs storage::bbolt::fuzz:
 COMPAT := scripts/etcd-e2e-compat.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help build release check test unit it sim e2e diff kill mixed door judge bench fuzz cluster run fmt lint fix verify clean ci
+.PHONY: help build release check test unit it sim e2e diff kill mixed chaos door judge bench fuzz cluster run fmt lint fix verify clean ci
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,7 @@ check: ## Type-check everything, tests included
 
 test: ## All Rust tests, then tiers 1 and 2 of etcd's suite against the ledger
 	cargo test --locked
+	cd e2e/judge && go test ./...
 	$(COMPAT) --tier 1 --tier 2 $(ARGS)
 
 unit: ## Unit tests only
@@ -51,6 +52,9 @@ kill: ## Kill rounds under concurrent writers: ARGS=
 
 mixed: ## One cluster of rusd and real etcd: ARGS=
 	scripts/judge.sh mixed $(ARGS)
+
+chaos: ## Kills, pauses, broken links, replaced members; linearizability checked: ARGS="--minutes 10 --members 5"
+	scripts/judge.sh chaos $(ARGS)
 
 door: ## etcd and rusd in turns on one directory, by SIGKILL: ARGS=
 	scripts/judge.sh door $(ARGS)

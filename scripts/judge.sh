@@ -10,6 +10,7 @@
 #   scripts/judge.sh leases --members 3     100,000 leases that expire in the same second
 #   scripts/judge.sh kill --members 3       SIGKILL rounds under writers
 #   scripts/judge.sh mixed --tls self       two etcd members and one rusd
+#   scripts/judge.sh chaos --members 5      every fault at once; histories checked by porcupine
 #   scripts/judge.sh join                   etcd and rusd join clusters that the other began
 #   scripts/judge.sh behind                 snapshots between etcd and rusd, both ways
 #   scripts/judge.sh badinput               hostile bytes on every port
@@ -69,6 +70,7 @@ locks) etcd; rusd; exec "$judge" locks --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@
 leases) rusd; exec "$judge" leases --server "$RUSD_BIN" "$@" ;;
 kill) rusd; exec "$judge" kill --server "$RUSD_BIN" "$@" ;;
 mixed) etcd; rusd; exec "$judge" mixed --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
+chaos) etcd; rusd; exec "$judge" chaos --etcd "$ETCD_BIN" --server "$RUSD_BIN" "$@" ;;
 join) etcd; rusd; exec "$judge" join --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
 behind) etcd; rusd; exec "$judge" behind --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
 badinput) etcd; rusd; exec "$judge" badinput --etcd "$ETCD_BIN" --server "$RUSD_BIN" "$@" ;;

@@ -3,6 +3,7 @@ module rusd/judge
 go 1.22
 
 require (
+	github.com/anishathalye/porcupine v1.0.2
 	github.com/gogo/protobuf v1.3.2
 	go.etcd.io/bbolt v1.3.11
 	go.etcd.io/etcd/api/v3 v3.5.17

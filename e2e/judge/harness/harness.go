@@ -110,7 +110,9 @@ type Node struct {
 	Log  string
 	Addr string // client host:port
 	Peer string // peer URL
+	Adv  string // peer URL for the others, if that is another
 	TLS  *tls.Config
+	Env  []string // added to the environment
 
 	mu   sync.Mutex
 	cmd  *exec.Cmd
@@ -129,7 +131,7 @@ func (n *Node) Start() error {
 	cmd := exec.Command(n.Bin, n.Args...)
 	cmd.Stdout, cmd.Stderr = f, f
 	cmd.Dir = n.Cwd
-	cmd.Env = cleanEnv()
+	cmd.Env = append(cleanEnv(), n.Env...)
 	if err := startChild(cmd); err != nil {
 		return fmt.Errorf("start %s: %w", n.Bin, err)
 	}
@@ -199,6 +201,13 @@ func (n *Node) WaitExit(d time.Duration) (code int, exited bool) {
 		return n.cmd.ProcessState.ExitCode(), true
 	case <-time.After(d):
 		return 0, false
+	}
+}
+
+// Signal sends a signal to a process that runs, and waits for nothing.
+func (n *Node) Signal(s syscall.Signal) {
+	if n.Alive() {
+		n.cmd.Process.Signal(s)
 	}
 }
 
@@ -357,6 +366,8 @@ type Opts struct {
 	// one-member clusters get the same IDs.
 	AdvPeer, AdvClient string
 	Token              string
+	// Net, when set, stands between the members.
+	Net *Net
 }
 
 var serial int
@@ -406,6 +417,14 @@ func Cluster(o Opts) ([]*Node, error) {
 		if o.AdvPeer != "" {
 			adv = o.AdvPeer
 		}
+		if o.Net != nil {
+			front, err := o.Net.Front(name, strings.TrimPrefix(n.Peer, "http://"))
+			if err != nil {
+				return nil, err
+			}
+			n.Adv = "http://" + front
+			adv = n.Adv
+		}
 		ic = append(ic, name+"="+adv)
 		nodes = append(nodes, n)
 	}
@@ -413,6 +432,9 @@ func Cluster(o Opts) ([]*Node, error) {
 		advP, advC := n.Peer, cs+"://"+n.Addr
 		if o.AdvPeer != "" {
 			advP = o.AdvPeer
+		}
+		if n.Adv != "" {
+			advP = n.Adv
 		}
 		if o.AdvClient != "" {
 			advC = o.AdvClient
