@@ -99,31 +99,46 @@ func start(binary string, members int) (*cluster, error) {
 }
 
 func (c *cluster) run() error {
-	c.processes = nil
-	for i, argv := range c.commands {
-		log, err := os.OpenFile(filepath.Join(c.dir, fmt.Sprintf("m%d.log", i)), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-		if err != nil {
+	c.processes = make([]*exec.Cmd, len(c.commands))
+	for i := range c.commands {
+		if err := c.runOne(i); err != nil {
 			return err
 		}
-		cmd := exec.Command(argv[0], argv[1:]...)
-		cmd.Stdout, cmd.Stderr = log, log
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		err = cmd.Start()
-		log.Close()
-		if err != nil {
-			return err
-		}
-		c.processes = append(c.processes, cmd)
 	}
 	return nil
 }
 
+func (c *cluster) runOne(i int) error {
+	log, err := os.OpenFile(filepath.Join(c.dir, fmt.Sprintf("m%d.log", i)), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(c.commands[i][0], c.commands[i][1:]...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	c.processes[i] = cmd
+	return nil
+}
+
+func (c *cluster) killOne(i int) {
+	c.processes[i].Process.Kill()
+	c.processes[i].Wait()
+}
+
 func (c *cluster) kill() {
 	for _, p := range c.processes {
-		p.Process.Kill()
+		if p != nil {
+			p.Process.Kill()
+		}
 	}
 	for _, p := range c.processes {
-		p.Wait()
+		if p != nil {
+			p.Wait()
+		}
 	}
 	c.processes = nil
 }

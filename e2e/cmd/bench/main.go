@@ -64,7 +64,7 @@ var rows = []row{
 	{name: "login, 16 clients, bcrypt's cost 10", members: 1, clients: 16, total: 400, login: true},
 }
 
-// A sample is what one run of one row gave. Restart rows have only Restart.
+// A sample is what one run of one row gave. Restart rows have only Restart, failover rows only Failovers.
 type sample struct {
 	Row     string  `json:"row"`
 	Server  string  `json:"server"`
@@ -76,11 +76,13 @@ type sample struct {
 	RSS     float64 `json:"peak_rss_mib,omitempty"`
 	Written float64 `json:"mib_written_per_1000"`
 	Restart float64 `json:"restart_seconds,omitempty"`
+	// From each SIGKILL of the leader to the first put that was sent after it and answered.
+	Failovers []float64 `json:"failover_seconds,omitempty"`
 }
 
 type options struct {
 	root, binary, out, only string
-	rounds, keys            int
+	rounds, keys, kills     int
 	quick                   bool
 }
 
@@ -92,6 +94,7 @@ func main() {
 	flag.StringVar(&o.only, "run", "", "only rows whose name matches this regular expression")
 	flag.IntVar(&o.rounds, "rounds", 3, "alternating rounds")
 	flag.IntVar(&o.keys, "keys", 1_000_000, "keys in the restart row, 0 for none")
+	flag.IntVar(&o.kills, "kills", 10, "kills of the leader in a round of the failover row, 0 for none")
 	flag.BoolVar(&o.quick, "quick", false, "one round with few requests: shows that the bench works, measures nothing")
 	flag.Parse()
 	if err := bench(o); err != nil {
@@ -102,12 +105,12 @@ func main() {
 
 func bench(o options) error {
 	only, err := regexp.Compile(o.only)
-	if err != nil || flag.NArg() > 0 || o.rounds < 1 || o.keys < 0 || o.root == "" {
+	if err != nil || flag.NArg() > 0 || o.rounds < 1 || o.keys < 0 || o.kills < 0 || o.root == "" {
 		return errors.New("bad arguments, see scripts/bench.sh --help")
 	}
 	out := "docs/benchmarks.md"
 	if o.quick {
-		o.rounds, o.keys, out = 1, min(o.keys, 10_000), "e2e/out/benchmarks.md"
+		o.rounds, o.keys, o.kills, out = 1, min(o.keys, 10_000), min(o.kills, 1), "e2e/out/benchmarks.md"
 	}
 	if o.out == "" {
 		o.out = filepath.Join(o.root, out)
@@ -158,6 +161,17 @@ func bench(o options) error {
 				got.Row, got.Server, got.Round = r.name, s.name, round
 				samples = append(samples, got)
 				fmt.Printf("round %d/%d  %-42s %-5s %9.0f/s  p99 %8.2f ms  %8.3g CPU s/1000\n", round, o.rounds, r.name, s.name, got.Rate, got.P99, got.CPU)
+			}
+		}
+		if o.kills > 0 && only.MatchString(failoverName) {
+			for turn := range servers {
+				s := servers[(turn+round)%2]
+				seconds, err := failover(s.path, o.kills)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", s.name, failoverName, err)
+				}
+				samples = append(samples, sample{Row: failoverName, Server: s.name, Round: round, Failovers: seconds})
+				fmt.Printf("round %d/%d  %-42s %-5s %9.2f s (median of %d)\n", round, o.rounds, failoverName, s.name, quantile(seconds, 0.5), len(seconds))
 			}
 		}
 		name := restartName(o.keys)
@@ -328,8 +342,12 @@ func table(o options, samples []sample) string {
 		t.WriteString("**A `--quick` run: these numbers mean nothing.**\n\n")
 	}
 	t.WriteString("| Row | Requests/s | p50 ms | p99 ms | CPU s per 1,000 | Peak RSS MiB | MiB written per 1,000 |\n|---|---|---|---|---|---|---|\n")
-	restarts := ""
+	restarts, failovers := "", ""
 	for _, name := range names {
+		if name == failoverName {
+			failovers = failoverCells(samples)
+			continue
+		}
 		if med(name, "etcd", func(s sample) float64 { return s.Restart }) > 0 {
 			restarts += "| " + name + " |" + cell(name, func(s sample) float64 { return s.Restart }, "%.2f") + "\n"
 			continue
@@ -345,5 +363,5 @@ func table(o options, samples []sample) string {
 	if restarts != "" {
 		t.WriteString("\n| Restart | Seconds |\n|---|---|\n" + restarts)
 	}
-	return t.String()
+	return t.String() + failovers
 }
