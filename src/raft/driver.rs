@@ -200,6 +200,10 @@ impl<A: Archive> Driver<A> {
             is_leader: standing.is_leader,
         };
         admit::admit(&message, position, |index| log.term(index).ok())?;
+        let asks = [MessageType::MsgAppendResponse, MessageType::MsgReadIndex];
+        if self.leads_from_outside() && asks.contains(&message.get_msg_type()) {
+            return Ok(());
+        }
         // The crate's own errors here (an unknown peer's response, a dropped proposal) change
         // nothing; the sender retries as it would after a lost message.
         let _ = self.raw.step(message);
@@ -222,11 +226,16 @@ impl<A: Archive> Driver<A> {
     /// Whether a proposal would not be dropped: there is a leader, and it is not handing over.
     pub fn takes_proposals(&self) -> bool {
         let raft = &self.raw.raft;
-        raft.leader_id != raft::INVALID_ID && raft.lead_transferee.is_none()
+        raft.leader_id != raft::INVALID_ID
+            && raft.lead_transferee.is_none()
+            && !self.leads_from_outside()
     }
 
-    /// Whether a leader may answer read indexes: it has committed in its own term.
+    /// Whether a leader may answer read indexes: it has committed in its own term, and is a member.
     pub fn can_read_index(&self) -> bool {
+        if self.leads_from_outside() {
+            return false;
+        }
         let standing = self.standing();
         if !standing.is_leader {
             return standing.leader.0 != 0;
@@ -253,7 +262,21 @@ impl<A: Archive> Driver<A> {
             Change::V2(change) => self.raw.apply_conf_change(change)?,
         };
         self.raw.mut_store().set_conf_state(state.clone());
+        if self.leads_from_outside() && !self.raw.raft.raft_log.unstable_entries().is_empty() {
+            // Once they are saved the crate would look for this member's own progress.
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
         Ok(state)
+    }
+
+    /// Whether this member leads and was removed. Until it ends it says so to the others with each
+    /// heartbeat, as in etcd, but it commits nothing: the crate would look for its own progress and
+    /// panic. Nor does it answer reads, since the crate asks nobody where one voter is left, whoever
+    /// that is.
+    fn leads_from_outside(&self) -> bool {
+        let raft = &self.raw.raft;
+        raft.state == StateRole::Leader && raft.prs().get(self.member.0).is_none()
     }
 
     /// The machine has applied everything up to `index`, which may be said more than once.
@@ -585,6 +608,65 @@ mod tests {
         assert!(nodes[2].standing().is_leader && nodes[0].takes_proposals());
         assert_eq!(nodes[0].standing().leader, MemberId(3));
         assert_eq!(nodes[0].standing().term, 3);
+    }
+
+    /// With proposals on their way, at whose commit the crate would panic: in a message, or not even
+    /// saved.
+    #[test]
+    fn a_leader_that_is_removed_goes_on_and_commits_nothing() {
+        for unsaved in [false, true] {
+            let mut nodes = [node(1, 3), node(2, 3), node(3, 3)];
+            nodes[0].campaign().unwrap();
+            settle(&mut nodes);
+            let change = crate::cluster::members::remove_change(MemberId(1));
+            nodes[0].propose_change(&change).unwrap();
+            settle(&mut nodes);
+            nodes[0].propose(vec!["x".into()]).unwrap();
+            let work = nodes[0].work().unwrap();
+            let mut late = work.messages.clone();
+            late.extend(nodes[0].saved(&work).messages);
+            if unsaved {
+                nodes[0].propose(vec!["y".into()]).unwrap();
+            }
+            nodes[0].apply_conf_change(&Change::V1(change.clone())).unwrap();
+            assert_eq!(nodes[0].standing().is_leader, !unsaved);
+            assert!(!nodes[0].takes_proposals() && !nodes[0].can_read_index());
+            let committed = nodes[0].standing().committed;
+            for message in late {
+                let to = (message.to - 1) as usize;
+                nodes[to].step(message).unwrap();
+            }
+            settle(&mut nodes);
+            assert_eq!(nodes[0].standing().committed, committed);
+        }
+    }
+
+    /// The crate would answer at once, because the other is the only voter.
+    #[test]
+    fn a_leader_that_is_removed_from_two_answers_no_read() {
+        let mut nodes = [node(1, 2), node(2, 2)];
+        nodes[0].campaign().unwrap();
+        settle(&mut nodes);
+        let change = crate::cluster::members::remove_change(MemberId(1));
+        nodes[0].propose_change(&change).unwrap();
+        settle(&mut nodes);
+        nodes[0].apply_conf_change(&Change::V1(change)).unwrap();
+        nodes[1].read_index(7);
+        let mut answers = 0;
+        for _ in 0..5 {
+            let work = nodes[1].work();
+            let Some(work) = work else { break };
+            answers += work.read_states.len();
+            let mut mail = work.messages.clone();
+            mail.extend(nodes[1].saved(&work).messages);
+            mail.into_iter().for_each(|message| nodes[0].step(message).unwrap());
+            while let Some(work) = nodes[0].work() {
+                let mut mail = work.messages.clone();
+                mail.extend(nodes[0].saved(&work).messages);
+                mail.into_iter().for_each(|message| nodes[1].step(message).unwrap());
+            }
+        }
+        assert_eq!(answers, 0);
     }
 
     #[test]
