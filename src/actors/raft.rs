@@ -670,6 +670,7 @@ impl Handler<Changed> for RaftActor {
 
     fn handle(&mut self, Changed(changes): Changed, ctx: &mut Self::Context) {
         rt::or_abort("RaftActor", || {
+            self.with_driver(|driver, outside| driver.secure_commit(outside));
             let mut answers = Vec::new();
             for AppliedChange { index, change, peer, conf_state, answer } in changes {
                 if index <= self.installed {
