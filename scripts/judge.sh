@@ -19,6 +19,7 @@
 #   scripts/judge.sh compaction             put latency beside a long compaction
 #   scripts/judge.sh grown                  a bbolt file that rusd's grower and bbolt change in turns
 #   scripts/judge.sh import                 an etcd's directory taken over and given back
+#   scripts/judge.sh offline                --force-new-cluster, backups, offline defragmenting
 #   scripts/judge.sh door --members 3       etcd and rusd in turns on one directory, by SIGKILL
 #
 # RUSD_BIN (default: a release build of this tree) is the server under judgement,
@@ -74,11 +75,11 @@ chaos) etcd; rusd; exec "$judge" chaos --etcd "$ETCD_BIN" --server "$RUSD_BIN" "
 join) etcd; rusd; exec "$judge" join --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
 behind) etcd; rusd; exec "$judge" behind --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;
 badinput) etcd; rusd; exec "$judge" badinput --etcd "$ETCD_BIN" --server "$RUSD_BIN" "$@" ;;
-snapshot)
+snapshot | offline)
 	etcd
 	rusd
 	tools etcdctl etcdutl
-	exec "$judge" snapshot --etcd "$ETCD_BIN" --server "$RUSD_BIN" \
+	exec "$judge" "$name" --etcd "$ETCD_BIN" --server "$RUSD_BIN" \
 		--etcdctl "$root/e2e/bin/etcdctl" --etcdutl "$root/e2e/bin/etcdutl" "$@" ;;
 grown)
 	need cargo "install Rust, https://rustup.rs"

@@ -115,7 +115,6 @@ const GATEWAY: Effect = Effect::Later("the JSON gateway is not served");
 const SRV: Effect = Effect::Later("SRV records are not looked up");
 const CALL_TIMES: Effect = Effect::Later("there are no call latencies; basic is what there is");
 const CLIENT_PINGS: Effect = Effect::Later("the HTTP/2 library answers pings without telling");
-const STANDALONE: Effect = Effect::Later("a directory with data is refused");
 const LEGACY: Effect = Effect::AcceptedWithoutEffect("etcd ignores this legacy flag too");
 
 const MEMBER: &str = "Member";
@@ -273,7 +272,7 @@ pub const FLAGS: &[Flag] = &[
     f(EXPERIMENTAL, "experimental-stop-grpc-service-on-defrag", Bool, "false", W, "Report not serving while defragmenting."),
     f(HIDDEN, "experimental-snapshot-catchup-entries", Uint, "5000", W, "Entries kept for slow followers after a snapshot."),
 
-    f(UNSAFE, "force-new-cluster", Bool, "false", STANDALONE, "Make a cluster of one member out of this member's data."),
+    f(UNSAFE, "force-new-cluster", Bool, "false", W, "Make a cluster of one member out of this member's data."),
     f(UNSAFE, "unsafe-no-fsync", Bool, "false", W, "Do not wait for the disk; a crash loses data."),
 
     legacy("cluster-active-size"), legacy("cluster-remove-delay"), legacy("cluster-sync-interval"),

@@ -15,7 +15,8 @@ use crate::cluster::version::{self, Version};
 use crate::mvcc::backend::{Backend as _, Op};
 use crate::node::join::{self, Ask};
 use crate::node::resolve;
-use crate::pb::raftpb::Entry;
+use crate::node::standalone;
+use crate::pb::raftpb::{Entry, HardState};
 use crate::raft::bootstrap::bootstrap;
 use crate::raft::driver::Change;
 use crate::raft::log::LogStart;
@@ -31,11 +32,6 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Why `--force-new-cluster` does not start on data: ignoring it would go on as a member of the old
-/// cluster. Without data it means nothing, as in etcd.
-const FORCED: &str = "--force-new-cluster is not possible yet for a member that has data; \
-                      start without it, or on an empty data directory";
 
 /// How long names may take to be known at a first start; in a new deployment DNS may lag behind.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -75,18 +71,9 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
             return Err(format!("{} has no log beside it in {wal}", db.display()));
         }
         remotes = start_new(config, &wal_dir, ask)?;
-    } else if config.force_new_cluster {
-        return Err(FORCED.to_owned());
     }
     checkpoint::remove_temporary(&dir.snap()).map_err(|error| error.to_string())?;
-    let (mut wal, mut replay) = Wal::open(&wal_dir).map_err(|error| error.to_string())?;
-    if let Some(offset) = replay.repaired_at {
-        tracing::warn!(offset, "repaired the torn tail of the WAL");
-    }
-    if config.unsafe_no_fsync {
-        tracing::warn!("writing without fsync: a crash of the machine loses acknowledged writes");
-        wal.stop_syncing();
-    }
+    let (mut wal, mut replay) = open_log(config, &wal_dir)?;
     let metadata = replay.metadata;
     let member = MemberId(metadata.node_id);
     let cluster_id = ClusterId(metadata.cluster_id);
@@ -99,12 +86,22 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
     let (engine, mut machine) = open_machine(config, &dir, metadata)?;
     refuse_older_than_snapshot(&replay, &dir, snapshot_index, machine.position().0)?;
 
-    let commit = committed(&wal, &replay, machine.position().0)?;
+    let forced = existed && config.force_new_cluster;
+    let mut commit = committed(&wal, &replay, machine.position().0)?;
+    if forced {
+        commit = standalone::kept(commit, &replay.tail);
+    }
     feed(&wal, snapshot_index + 1..=commit, &mut machine, &mut cluster)?;
+    if forced {
+        let fed = commit;
+        (wal, replay) = leave_alone(config, wal, &wal_dir, &replay, fed, &cluster)?;
+        commit = replay.hard_state.commit.max(fed);
+        feed(&wal, fed + 1..=commit, &mut machine, &mut cluster)?;
+    }
     machine.flush_position();
     refuse_another_version(&cluster, &machine)?;
     defragment_if_worth_it(config, &engine, &mut machine);
-    let hard_state = crate::pb::raftpb::HardState { commit, ..replay.hard_state };
+    let hard_state = HardState { commit, ..replay.hard_state };
     if commit > replay.hard_state.commit {
         // What the database or the engine holds was committed; the log is to say so.
         wal.save(Some(&hard_state), &[], true).map_err(|error| error.to_string())?;
@@ -143,6 +140,47 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
         checkpoint,
         dir,
     })
+}
+
+fn open_log(config: &Config, dir: &Path) -> Result<(Wal, Replay), String> {
+    let (mut wal, replay) = Wal::open(dir).map_err(|error| error.to_string())?;
+    if let Some(offset) = replay.repaired_at {
+        tracing::warn!(offset, "repaired the torn tail of the WAL");
+    }
+    if config.unsafe_no_fsync {
+        tracing::warn!("writing without fsync: a crash of the machine loses acknowledged writes");
+        wal.stop_syncing();
+    }
+    Ok((wal, replay))
+}
+
+/// With `--force-new-cluster`: makes this member the only one of its cluster, in the log, which was
+/// fed up to the entry at `commit` and is opened again.
+fn leave_alone(
+    config: &Config,
+    mut wal: Wal,
+    wal_dir: &Path,
+    replay: &Replay,
+    commit: u64,
+    cluster: &Cluster,
+) -> Result<(Wal, Replay), String> {
+    let own = MemberId(replay.metadata.node_id);
+    let mut peer_urls: Vec<String> =
+        config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect();
+    peer_urls.sort();
+    let state = HardState { commit, ..replay.hard_state };
+    let members = cluster.members();
+    let (state, entries) = standalone::entries(members, own, &peer_urls, state, replay.last_index)?;
+    tracing::warn!(
+        "local-member-id" = %own,
+        "commit-index" = commit,
+        "discarded-entries" = replay.last_index.saturating_sub(commit),
+        "removed-members" = members.iter().filter(|member| member.id != own.0).count(),
+        "forcing restart member: it is the only one of its cluster from now on"
+    );
+    wal.save(Some(&state), &entries, true).map_err(|error| error.to_string())?;
+    drop(wal);
+    open_log(config, wal_dir)
 }
 
 /// With `--experimental-bootstrap-defrag-threshold-megabytes` (etcd v3.5.17 `server.go`
@@ -584,16 +622,50 @@ mod tests {
         }
     }
 
+    /// A log that commits `committed` of three members' bootstrap entries and an entry behind.
+    fn write_cluster(config: &Config, committed: u64) -> MemberId {
+        let members = [1, 2, 3].map(|n| {
+            let peer_urls = vec![format!("http://m{n}:1")];
+            let id = identity::member_id(&peer_urls, "").0;
+            Member { id, peer_urls, ..Member::default() }
+        });
+        let (state, mut entries) = bootstrap(&members);
+        entries.push(Entry { term: 1, index: 4, ..Entry::default() });
+        let metadata = Metadata { node_id: members[1].id, cluster_id: 9 };
+        let mut wal = Wal::create(&config.data_dir.join("member/wal"), metadata).unwrap();
+        let state = HardState { commit: committed, ..state };
+        wal.save(Some(&state), &entries, true).unwrap();
+        MemberId(metadata.node_id)
+    }
+
     #[test]
-    fn boot_forced_only_without_data() {
+    fn boot_forced_leaves_the_member_alone() {
+        // All of the members are committed, and the entry behind stays; or not even this one.
+        for (committed, commit) in [(3, 6), (0, 1)] {
+            let dir = tempfile::tempdir().unwrap();
+            let (plain, forced) =
+                (config(dir.path(), &[]), config(dir.path(), &["--force-new-cluster"]));
+            let own = write_cluster(&plain, committed);
+            // Again and again, as a start script may.
+            for config in [&forced, &plain, &forced] {
+                let booted = boot(config, &Nobody).unwrap();
+                assert_eq!((booted.applied, booted.log.last_index), (commit, commit));
+                assert!(booted.log.tail.is_empty());
+                assert_eq!(booted.log.hard_state.commit, commit);
+                assert_eq!(booted.log.conf_state.voters, [own.0]);
+                let ids = booted.cluster.members().iter().map(|member| member.id);
+                assert_eq!(ids.collect::<Vec<_>>(), [own.0]);
+                booted.engine.close().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn boot_forced_without_data_means_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let forced = config(dir.path(), &["--force-new-cluster"]);
-        let first = boot(&forced, &Nobody).unwrap();
-        first.engine.close().unwrap();
-        drop(first);
-        assert_eq!(boot(&forced, &Nobody).err().as_deref(), Some(FORCED));
-        let again = boot(&config(dir.path(), &[]), &Nobody).unwrap();
-        again.engine.close().unwrap();
+        let booted = boot(&config(dir.path(), &["--force-new-cluster"]), &Nobody).unwrap();
+        assert_eq!((booted.applied, booted.log.last_index), (1, 1));
+        booted.engine.close().unwrap();
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod publish;
 mod resolve;
 mod scrape;
 mod serve;
+mod standalone;
 
 use crate::actors::auth::handle::AuthHandle;
 use crate::actors::auth::{AuthActor, Passwords, Proven, Provider};

@@ -121,12 +121,10 @@ fn read<'a>(check: &mut Check<'_>, file: &'a File) -> std::result::Result<Found<
     let total = u64::from(db.meta().page_bytes) * db.meta().pages;
     let report = RefCell::new(&mut *check.report);
     let totals = Db::open(Watched { file, read: Cell::new(0), total, report })?.check()?;
-    let bucket = |name: &str| {
-        let missing = || Refusal::Rows(format!("there is no bucket {name}"));
-        db.bucket(name.as_bytes())?.ok_or_else(missing)
-    };
+    let missing = || Refusal::Rows("there is no bucket meta".to_owned());
+    let numbers = db.bucket(b"meta")?.ok_or_else(missing)?;
     let mut meta = BTreeMap::new();
-    for item in db.walk(&bucket("meta")?, Direction::Forward) {
+    for item in db.walk(&numbers, Direction::Forward) {
         let Item::Row(key, value) = item? else { continue };
         let name = String::from_utf8_lossy(&key).into_owned();
         let number = match name.as_str() {
@@ -140,7 +138,10 @@ fn read<'a>(check: &mut Check<'_>, file: &'a File) -> std::result::Result<Found<
         };
         meta.insert(name, u64::from_be_bytes(number));
     }
-    let revision = match db.walk(&bucket("key")?, Direction::Backward).next() {
+    // A backup without the store has no bucket of keys.
+    let keys = db.bucket(b"key")?;
+    let newest = keys.and_then(|keys| db.walk(&keys, Direction::Backward).next());
+    let revision = match newest {
         Some(Ok(Item::Row(key, _))) => super::rows::main(&key).map_err(Refusal::Rows)?,
         Some(Ok(Item::Bucket(..))) => return Err(Refusal::Rows("a bucket among keys".to_owned())),
         Some(Err(error)) => return Err(error.into()),
