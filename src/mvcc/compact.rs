@@ -34,9 +34,9 @@ impl CutOff {
 }
 
 /// Meta row of the newest compaction that was asked for.
-pub(crate) const SCHEDULED: &[u8] = b"scheduledCompactRev";
+pub const SCHEDULED: &[u8] = b"scheduledCompactRev";
 /// Meta row of the newest compaction that is complete.
-pub(crate) const FINISHED: &[u8] = b"finishedCompactRev";
+pub const FINISHED: &[u8] = b"finishedCompactRev";
 
 /// One scheduled compaction.
 #[derive(Debug)]

@@ -17,7 +17,10 @@ pub mod size;
 mod store;
 pub mod watch;
 
-pub use compact::{CompactProgress, CutOff, Look, Looked};
+pub use compact::{
+    CompactProgress, CutOff, FINISHED as FINISHED_COMPACTION, Look, Looked,
+    SCHEDULED as SCHEDULED_COMPACTION,
+};
 pub use hash::BUCKETS;
 pub(crate) use read::header;
 pub use read::{ReadError, Reader};

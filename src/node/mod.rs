@@ -253,6 +253,7 @@ async fn member(config: Config) -> Result<(), String> {
         dir: snap_dir,
         snaps_kept: config.max_snapshots,
         raft: raft_addr.clone(),
+        reader: reader.clone(),
         shared: shared.clone(),
         clock: clock.clone(),
     };

@@ -5,9 +5,12 @@
 //! then names it in the older meta page, as bbolt's own transactions do: the file is valid at every
 //! instant, and it stays the same file, so that whoever waits for its lock waits for the right one.
 //! A replacement writes another file and renames it; that is how the first one comes, and how room
-//! that is no longer needed is given back.
+//! that is no longer needed is given back. A growth writes what changed and no more
+//! (`checkpoint/grow.rs`).
 
-use super::bbolt::{Db, FIRST_PAGE, Meta, PAGE_BYTES, Plan};
+mod grow;
+
+use super::bbolt::{Db, FIRST_PAGE, Meta, PAGE_BYTES, Plan, WriteError};
 use super::datadir::flock;
 use super::engine::{Engine, View};
 use super::fingerprint;
@@ -16,11 +19,13 @@ use super::import::{self, ImportError};
 use crate::base::failpoint;
 use crate::mvcc::backend::BackendError;
 use bytes::Bytes;
+use grow::{Growing, Grown, Refusal};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes that are written before they are synced: a sync of the log that comes meanwhile waits for
 /// no more than these.
@@ -57,6 +62,9 @@ pub enum CheckpointError {
     /// The same, when its state is asked for.
     #[error("checkpoint: {0}")]
     Fingerprint(#[from] fingerprint::Error),
+    /// The file must be rewritten.
+    #[error("checkpoint: the file cannot grow: {0}")]
+    CannotGrow(String),
     /// Whoever paces the writes has ended it.
     #[error("checkpoint: the member is stopping")]
     Stopped,
@@ -74,13 +82,15 @@ pub enum Way {
     Rewrite,
     /// Another file under the same name, no larger than it has to be.
     Replace,
+    /// What changed is added to the file, if there is one.
+    Grow,
 }
 
 /// The file as it is.
 #[derive(Debug)]
 struct Current {
     /// Open for as long as it has the name: its lock is the directory's, for etcd.
-    file: File,
+    file: Arc<File>,
     meta: Meta,
     /// Pages among which all of the tree's are.
     span: Range<u64>,
@@ -88,6 +98,16 @@ struct Current {
     index: u64,
     /// Nobody knows which meta page the disk has: both trees must stay.
     in_doubt: bool,
+    /// What growing goes on from, if it has begun.
+    growing: Option<Growing>,
+    /// The file cannot grow as it is.
+    unfit: bool,
+}
+
+impl Current {
+    fn new(file: Arc<File>, meta: Meta, span: Range<u64>, index: u64) -> Current {
+        Current { file, meta, span, index, in_doubt: false, growing: None, unfit: false }
+    }
 }
 
 /// See the module. One thread owns it.
@@ -101,11 +121,18 @@ pub struct Checkpoint {
 #[derive(Debug)]
 pub struct Prepared {
     index: u64,
-    plan: Plan,
-    span: Range<u64>,
     bytes: u64,
-    /// The file that gets the name, if it is another.
-    replacement: Option<File>,
+    tree: Tree,
+}
+
+#[derive(Debug)]
+enum Tree {
+    /// A whole one in the same file, and its pages.
+    Beside(Plan, Range<u64>),
+    /// A whole one in a file that gets the name.
+    Other(Plan, Range<u64>, File),
+    /// What changed.
+    Grown(Box<Grown>),
 }
 
 impl Prepared {
@@ -131,7 +158,7 @@ impl Checkpoint {
         let index = import::consistent_index(&file)?;
         let meta = *Db::open(&file).map_err(ImportError::File)?.meta();
         let span = FIRST_PAGE..meta.pages;
-        let current = Some(Current { file, meta, span, index, in_doubt: false });
+        let current = Some(Current::new(Arc::new(file), meta, span, index));
         Ok(Checkpoint { dir: dir.to_owned(), current })
     }
 
@@ -140,7 +167,22 @@ impl Checkpoint {
         self.current.as_ref().map(|current| current.index)
     }
 
-    /// Bytes that the next one will about take.
+    /// Bytes that a growth will about take beside the new rows; `None` if the file cannot grow.
+    pub fn growth_bytes(&self) -> Option<u64> {
+        let current = self.current.as_ref().filter(|current| current.can_grow())?;
+        Some(current.growing.as_ref().map_or(0, Growing::overhead))
+    }
+
+    /// Bytes of the file that hold something; with what was compacted away since it was rewritten.
+    pub fn used_bytes(&self) -> u64 {
+        let growing = self.current.as_ref().and_then(|current| current.growing.as_ref());
+        growing.map_or(0, |growing| {
+            let (pages, dead) = growing.pages();
+            (pages - dead) * PAGE_BYTES as u64
+        })
+    }
+
+    /// Bytes that a rewrite or replacement will about take.
     pub fn bytes(&self) -> u64 {
         let pages =
             self.current.as_ref().map_or(0, |current| current.span.end - current.span.start);
@@ -152,10 +194,10 @@ impl Checkpoint {
     }
 
     /// Writes a tree of the engine's rows as they are, where nothing that is in use stands.
-    pub fn prepare(&self, engine: &Engine, way: Way, pace: Pace<'_>) -> Result<Prepared> {
+    pub fn prepare(&mut self, engine: &Engine, way: Way, pace: Pace<'_>) -> Result<Prepared> {
         let view = engine.view()?;
         let index = view.consistent_index()?;
-        let Some(current) = self.current.as_ref().filter(|_| way == Way::Rewrite) else {
+        let Some(current) = self.current.as_mut().filter(|_| way != Way::Replace) else {
             return self.prepare_other(view, index, pace);
         };
         if current.meta.page_bytes as usize != PAGE_BYTES || current.in_doubt {
@@ -163,17 +205,28 @@ impl Checkpoint {
         }
         // IMPORTANT: before the first page, which changes the file's size and time.
         engine.writing_origin(fingerprint::state(&current.file)?)?;
+        match way {
+            Way::Grow => current.grow(&view, index, pace),
+            _ => self.prepare_beside(view, index, pace),
+        }
+    }
+
+    fn prepare_beside(&mut self, view: View, index: u64, pace: Pace<'_>) -> Result<Prepared> {
+        let Some(current) = &mut self.current else { unreachable!("it is there") };
+        // It knows nothing of the pages that are about to be used.
+        current.growing = None;
+        let current = &*current;
         let (pages, room) =
             (current.span.end - current.span.start, current.span.start - FIRST_PAGE);
         if room >= pages + pages / ROOM_SHARE + ROOM_PAGES_MIN {
             let limits = FIRST_PAGE..current.span.start;
-            if let Some(prepared) = self.write(&current.file, view.clone(), index, limits, pace)? {
-                return Ok(prepared);
+            if let Some(written) = write(&current.file, view.clone(), limits, pace)? {
+                return Ok(written.beside(index));
             }
         }
         let limits = current.meta.pages.max(current.span.end)..u64::MAX;
-        let prepared = self.write(&current.file, view, index, limits, pace)?;
-        Ok(prepared.unwrap_or_else(|| unreachable!("there is room behind the end")))
+        let written = write(&current.file, view, limits, pace)?;
+        Ok(written.unwrap_or_else(|| unreachable!("there is room behind the end")).beside(index))
     }
 
     fn prepare_other(&self, view: View, index: u64, pace: Pace<'_>) -> Result<Prepared> {
@@ -188,13 +241,13 @@ impl Checkpoint {
         let file = options.open(&path).map_err(io)?;
         // IMPORTANT: locked before it gets the name, so that nobody opens it in between.
         flock(&file, &path).map_err(io::Error::other).map_err(io)?;
-        let prepared = self.write(&file, view, index, FIRST_PAGE..u64::MAX, pace)?;
-        let mut prepared = prepared.unwrap_or_else(|| unreachable!("the file has no end"));
-        let metas = prepared.plan.meta_pages(self.next_txid());
+        let written = write(&file, view, FIRST_PAGE..u64::MAX, pace)?;
+        let Written { plan, span, bytes } =
+            written.unwrap_or_else(|| unreachable!("the file has no end"));
+        let metas = plan.meta_pages(self.next_txid());
         file.write_all_at(&metas, 0).and_then(|()| file.sync_all()).map_err(io)?;
-        prepared.bytes += metas.len() as u64;
-        prepared.replacement = Some(file);
-        Ok(prepared)
+        let bytes = bytes + metas.len() as u64;
+        Ok(Prepared { index, bytes, tree: Tree::Other(plan, span, file) })
     }
 
     /// Never lower than before: tools tell the newer of two states by it.
@@ -202,50 +255,14 @@ impl Checkpoint {
         self.current.as_ref().map_or(1, |current| current.meta.txid + 1)
     }
 
-    /// Writes the tree into pages within `limits`; `None` if they are not enough.
-    fn write(
-        &self,
-        file: &File,
-        view: View,
-        index: u64,
-        limits: Range<u64>,
-        pace: Pace<'_>,
-    ) -> Result<Option<Prepared>> {
-        let page_bytes = PAGE_BYTES as u64;
-        let (begin, end) = (limits.start * page_bytes, limits.end.saturating_mul(page_bytes));
-        let mut at = begin;
-        let (mut full, mut stopped) = (false, false);
-        let mut sink = |bytes: &[u8]| -> io::Result<()> {
-            let next = at + bytes.len() as u64;
-            full = next > end;
-            if full {
-                return Err(io::ErrorKind::FileTooLarge.into());
-            }
-            failpoint::io(failpoint::CHECKPOINT_WRITE)?;
-            file.write_all_at(bytes, at)?;
-            file.sync_data()?;
-            at = next;
-            stopped = !pace();
-            if stopped { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
-        };
-        let written = image::write(view, limits.start, CHUNK_BYTES, &mut sink);
-        let plan = match written {
-            Ok(plan) => plan,
-            Err(_) if full => return Ok(None),
-            Err(_) if stopped => return Err(CheckpointError::Stopped),
-            Err(error) => return Err(error.into()),
-        };
-        let span = limits.start..plan.pages;
-        Ok(Some(Prepared { index, plan, span, bytes: at - begin, replacement: None }))
-    }
-
     /// Makes the tree the file's state, and has the engine remember that it did. To be called only
     /// when a hard state that commits the tree's index is on the disk.
     pub fn publish(&mut self, prepared: Prepared, engine: &Engine) -> Result<()> {
         let index = prepared.index;
-        match prepared.replacement {
-            Some(file) => self.rename(file, prepared.plan, prepared.span, index, engine)?,
-            None => self.flip(prepared.plan, prepared.span, index, engine)?,
+        match prepared.tree {
+            Tree::Other(plan, span, file) => self.rename(file, plan, span, index, engine)?,
+            Tree::Beside(plan, span) => self.flip(plan, span, index, engine)?,
+            Tree::Grown(grown) => self.flip_grown(*grown, index, engine)?,
         }
         if let Some(current) = &self.current {
             engine.wrote_origin(fingerprint::whole(&current.file)?);
@@ -275,7 +292,7 @@ impl Checkpoint {
         let txid = self.next_txid();
         let meta = Meta { page_bytes: PAGE_BYTES as u32, root, freelist: None, pages, txid };
         // The lock of the file before ends here: whoever waited for it has a file without a name.
-        self.current = Some(Current { file, meta, span, index, in_doubt: false });
+        self.current = Some(Current::new(Arc::new(file), meta, span, index));
         let dir = File::open(&self.dir).and_then(|dir| dir.sync_all());
         if let (Err(_), Some(current)) = (&dir, &mut self.current) {
             (current.in_doubt, current.index) = (true, 0);
@@ -290,10 +307,7 @@ impl Checkpoint {
         // Every page in use is below the mark, those of the tree before included: it may be the
         // state again if the disk loses this meta page.
         let (id, page) = plan.meta_page(txid);
-        let before = fingerprint::state(&current.file)?;
-        let after = fingerprint::state_with(&current.file, id, &page)?;
-        engine.writing_origin([before, after].concat().into())?;
-        current.in_doubt = true;
+        current.remember(id, &page, engine)?;
         failpoint::io(failpoint::CHECKPOINT_FLIP).map_err(io)?;
         let at = id * PAGE_BYTES as u64;
         current.file.write_all_at(&page, at).and_then(|()| current.file.sync_data()).map_err(io)?;
@@ -301,10 +315,103 @@ impl Checkpoint {
         let shrinks = pages < current.meta.pages;
         current.meta = Meta { root, pages, txid, freelist: None, ..current.meta };
         (current.span, current.index, current.in_doubt) = (span, index, false);
+        current.unfit = false;
         if shrinks {
             current.file.set_len(pages * PAGE_BYTES as u64).map_err(io)?;
         }
         Ok(())
+    }
+
+    fn flip_grown(&mut self, grown: Grown, index: u64, engine: &Engine) -> Result<()> {
+        let path = self.path();
+        let io = |source| CheckpointError::Io { path: path.clone(), source };
+        let Some(current) = &mut self.current else { unreachable!("it was grown in a file") };
+        let (id, page) = grown.meta_page();
+        current.remember(id, &page, engine)?;
+        failpoint::io(failpoint::CHECKPOINT_FLIP).map_err(io)?;
+        let growing = grown.commit().map_err(|error| io(io::Error::other(error)))?;
+        current.meta = *growing.meta();
+        // Its pages may be anywhere.
+        (current.span, current.index) = (FIRST_PAGE..current.meta.pages, index);
+        (current.in_doubt, current.growing) = (false, Some(growing));
+        Ok(())
+    }
+}
+
+/// A whole tree on the disk.
+struct Written {
+    plan: Plan,
+    span: Range<u64>,
+    bytes: u64,
+}
+
+impl Written {
+    fn beside(self, index: u64) -> Prepared {
+        Prepared { index, bytes: self.bytes, tree: Tree::Beside(self.plan, self.span) }
+    }
+}
+
+/// Writes a whole tree into pages within `limits`; `None` if they are not enough.
+fn write(file: &File, view: View, limits: Range<u64>, pace: Pace<'_>) -> Result<Option<Written>> {
+    let page_bytes = PAGE_BYTES as u64;
+    let (begin, end) = (limits.start * page_bytes, limits.end.saturating_mul(page_bytes));
+    let mut at = begin;
+    let (mut full, mut stopped) = (false, false);
+    let mut sink = |bytes: &[u8]| -> io::Result<()> {
+        let next = at + bytes.len() as u64;
+        full = next > end;
+        if full {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        failpoint::io(failpoint::CHECKPOINT_WRITE)?;
+        file.write_all_at(bytes, at)?;
+        file.sync_data()?;
+        at = next;
+        stopped = !pace();
+        if stopped { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    };
+    let written = image::write(view, limits.start, CHUNK_BYTES, &mut sink);
+    let plan = match written {
+        Ok(plan) => plan,
+        Err(_) if full => return Ok(None),
+        Err(_) if stopped => return Err(CheckpointError::Stopped),
+        Err(error) => return Err(error.into()),
+    };
+    let span = limits.start..plan.pages;
+    Ok(Some(Written { plan, span, bytes: at - begin }))
+}
+
+impl Current {
+    /// Has the engine remember the state before and after the meta page is written. Until that is
+    /// done nobody knows which of them the file is in.
+    fn remember(&mut self, id: u64, page: &[u8], engine: &Engine) -> Result<()> {
+        let before = fingerprint::state(&self.file)?;
+        let after = fingerprint::state_with(&self.file, id, page)?;
+        engine.writing_origin([before, after].concat().into())?;
+        self.in_doubt = true;
+        Ok(())
+    }
+
+    fn can_grow(&self) -> bool {
+        self.meta.page_bytes as usize == PAGE_BYTES && !self.in_doubt && !self.unfit
+    }
+
+    /// Writes what changed.
+    fn grow(&mut self, view: &View, index: u64, pace: Pace<'_>) -> Result<Prepared> {
+        failpoint::io(failpoint::CHECKPOINT_WRITE)
+            .map_err(|error| ImageError::Row(WriteError::Io(error)))?;
+        let growing = self.growing.take();
+        let grown = growing.map_or_else(|| Growing::open(&self.file), Ok);
+        match grown.and_then(|growing| growing.grow(view, pace)) {
+            Ok(grown) => {
+                Ok(Prepared { index, bytes: grown.bytes(), tree: Tree::Grown(grown.into()) })
+            }
+            Err(Refusal::Unfit(reason)) => {
+                self.unfit = true;
+                Err(CheckpointError::CannotGrow(reason))
+            }
+            Err(Refusal::Error(error)) => Err(error),
+        }
     }
 }
 
@@ -316,6 +423,13 @@ pub fn is_known(file: &File, engine: &Engine) -> Result<bool> {
     }
     let Some(states) = engine.origin_writing()? else { return Ok(false) };
     Ok(fingerprint::contains(&states, &fingerprint::state(file)?))
+}
+
+/// Whether the file has seen no transaction since, though its size or its time differ: it was
+/// copied, or touched, or damaged, or it is another one that came about in the same steps.
+pub fn has_known_state(file: &File, engine: &Engine) -> Result<bool> {
+    let state = fingerprint::state(file)?;
+    Ok(engine.origin()?.is_some_and(|whole| fingerprint::has_state(&whole, &state)))
 }
 
 /// What is left of a replacement that was not finished, or of a leader's database.

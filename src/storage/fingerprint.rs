@@ -24,15 +24,16 @@ pub enum Error {
 }
 
 /// Whether a file is the one that it was: its meta pages, which change with every transaction, its
-/// size and the time of its last change.
+/// size and the time of its last change. Behind that stands its [`state`].
 pub fn whole(file: &File) -> Result<Bytes, Error> {
+    let metas = metas(file)?;
     let mut sum = Context::new(&SHA256);
-    sum.update(&metas(file)?);
+    sum.update(&metas);
     let metadata = file.metadata()?;
     for number in [metadata.len() as i64, metadata.mtime(), metadata.mtime_nsec()] {
         sum.update(&number.to_be_bytes());
     }
-    Ok(Bytes::copy_from_slice(sum.finish().as_ref()))
+    Ok([sum.finish().as_ref(), &digest(&metas)].concat().into())
 }
 
 /// The meta pages alone. What is written into free pages does not change it.
@@ -46,6 +47,11 @@ pub fn state_with(file: &File, id: u64, page: &[u8]) -> Result<Bytes, Error> {
     let at = (id * META_BYTES) as usize;
     metas[at..at + META_BYTES as usize].copy_from_slice(&page[..META_BYTES as usize]);
     Ok(digest(&metas))
+}
+
+/// Whether a file that was `whole` has been changed by no transaction since.
+pub fn has_state(whole: &[u8], state: &[u8]) -> bool {
+    whole.get(STATE_BYTES..) == Some(state)
 }
 
 /// Whether `states`, one behind the other, have `state`.

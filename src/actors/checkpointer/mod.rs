@@ -15,6 +15,7 @@ use crate::actors::rt;
 use crate::actors::store::{self, StoreActor};
 use crate::apply::Machine;
 use crate::base::clock::Clock;
+use crate::mvcc::Reader;
 use crate::mvcc::backend::Backend as _;
 use crate::obs::metrics::metrics;
 use crate::pb::raftpb::ConfState;
@@ -43,6 +44,10 @@ const REST_AFTER_SMALL_MAX: Duration = Duration::from_millis(300);
 const SMALL_BYTES: u64 = 1024 * 1024;
 /// The same within one, after each part that was written and synced: the log's syncs come between.
 const PART_REST_FACTOR: u32 = 2;
+/// A file that holds more than so many times what it has to, and `DEAD_BYTES_MIN` more, is
+/// rewritten: what was compacted away has cost the log at least as much as that costs.
+const DEAD_FACTOR: u64 = 2;
+const DEAD_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// The longest rest after a part.
 const PART_REST_MAX: Duration = Duration::from_millis(200);
 /// How often it looks whether the commit index that a tree needs is on the disk.
@@ -183,6 +188,7 @@ pub struct Parts {
     /// Snapshot files that stay; 0: all.
     pub snaps_kept: usize,
     pub raft: Addr<RaftActor>,
+    pub reader: Reader,
     pub shared: Arc<Shared>,
     pub clock: Arc<dyn Clock>,
 }
@@ -214,6 +220,7 @@ pub fn start(handle: CheckpointerHandle, parts: Parts) -> std::io::Result<Runnin
         snap: None,
         hurry: false,
         shrink: false,
+        log_bytes: 0,
         resting_until: None,
         retry: RETRY_MIN,
         replaced: Vec::new(),
@@ -237,6 +244,8 @@ struct Worker {
     snap: Option<Wanted>,
     hurry: bool,
     shrink: bool,
+    /// Bytes of the log when the newest checkpoint was begun.
+    log_bytes: u64,
     resting_until: Option<Instant>,
     /// The pause after the next error.
     retry: Duration,
@@ -266,7 +275,7 @@ impl Worker {
                 return;
             }
             let now = self.parts.clock.now();
-            let cost = self.parts.checkpoint.bytes();
+            let (_, cost) = self.next();
             self.budget.earn(now, self.parts.shared.log_bytes(), cost);
             if self.resting_until.is_some_and(|until| now < until) {
                 continue;
@@ -285,6 +294,7 @@ impl Worker {
         });
         let Fresh { checkpoint, engine, machine } = fresh;
         self.parts.checkpoint = checkpoint;
+        self.log_bytes = self.parts.shared.log_bytes();
         self.replaced.push(self.parts.engine.now());
         self.parts.engine.replace(engine);
         self.handle.0.installing.store(false, Ordering::Release);
@@ -303,13 +313,30 @@ impl Worker {
         index.is_none_or(|index| index < self.parts.engine.now().position().0)
     }
 
+    /// How the next one is written, and what of the budget that takes.
+    fn next(&self) -> (Way, u64) {
+        let checkpoint = &self.parts.checkpoint;
+        if self.shrink {
+            return (Way::Replace, 0);
+        }
+        let Some(overhead) = checkpoint.growth_bytes() else {
+            return (Way::Rewrite, checkpoint.bytes());
+        };
+        let needed = self.parts.reader.size_in_use_bytes();
+        if checkpoint.used_bytes() > DEAD_FACTOR * needed + DEAD_BYTES_MIN {
+            return (Way::Rewrite, 0);
+        }
+        // New rows are about what the log has become longer.
+        (Way::Grow, overhead + self.parts.shared.log_bytes().saturating_sub(self.log_bytes))
+    }
+
     fn work(&mut self) -> Result<(), Box<dyn std::error::Error>> {
         let wanted = self.snap.as_ref().is_some_and(|snap| {
             self.parts.checkpoint.index().is_none_or(|index| index < snap.index)
         });
-        let affordable = self.budget.affords(self.parts.checkpoint.bytes());
+        let (way, cost) = self.next();
+        let affordable = self.budget.affords(cost);
         if self.shrink || (self.is_behind() && (affordable || (wanted && self.hurry))) {
-            let way = if self.shrink { Way::Replace } else { Way::Rewrite };
             self.write(way, true)?;
             self.shrink = false;
         }
@@ -327,6 +354,7 @@ impl Worker {
     /// Writes a checkpoint of what there is now.
     fn write(&mut self, way: Way, paced: bool) -> Result<(), CheckpointError> {
         let begun = self.parts.clock.now();
+        let log_bytes = self.parts.shared.log_bytes();
         let (desk, clock) = (self.handle.0.clone(), self.parts.clock.clone());
         let mut part_begun = begun;
         let mut pace = || {
@@ -339,10 +367,18 @@ impl Worker {
             !desk.is_over()
         };
         let engine = self.parts.engine.now();
-        let prepared = self.parts.checkpoint.prepare(&engine, way, &mut pace)?;
+        let prepared = match self.parts.checkpoint.prepare(&engine, way, &mut pace) {
+            Err(error @ CheckpointError::CannotGrow(_)) => {
+                tracing::debug!(%error, "rewriting etcd's database file");
+                // From now on the next one is a rewrite, and waits until the budget allows it.
+                return if paced { Ok(()) } else { self.write(Way::Rewrite, paced) };
+            }
+            prepared => prepared?,
+        };
         self.wait_for_commit(prepared.index())?;
         let (index, bytes) = (prepared.index(), prepared.bytes());
         self.parts.checkpoint.publish(prepared, &engine)?;
+        self.log_bytes = log_bytes;
         let now = self.parts.clock.now();
         let took = now.duration_since(begun);
         self.resting_until = Some(now + rest_after(took, bytes));
@@ -417,7 +453,7 @@ impl Worker {
 
     fn finish(&mut self) {
         if self.is_behind()
-            && let Err(error) = self.write(Way::Rewrite, false)
+            && let Err(error) = self.write(Way::Grow, false)
         {
             self.failed(&error);
         }

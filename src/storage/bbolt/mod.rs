@@ -28,7 +28,7 @@ mod tree;
 mod writer;
 
 pub use check::Totals;
-pub use grow::{Disk, GrowError, Grower, Growth};
+pub use grow::{Disk, GrowError, Grower, Growth, Settled};
 pub use page::Meta;
 pub use reader::{Bucket, Db, Direction, Item, Source, Walk};
 pub use writer::{FIRST_PAGE, Plan, WriteError, Writer};

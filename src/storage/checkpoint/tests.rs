@@ -29,8 +29,30 @@ impl World {
         self.engine.submit(batch);
     }
 
+    fn submit(&mut self, ops: Vec<(Bucket, Bytes, Option<Bytes>)>) {
+        self.index += 1;
+        let (consistent_index, revision) = (self.index, self.index as i64);
+        self.engine.submit(Batch { ops, consistent_index, term: 3, revision, size_bytes: 0 });
+    }
+
+    /// A bucket's rows in the file.
+    fn rows(&self, bucket: &[u8]) -> Vec<(Bytes, Bytes)> {
+        let db = Db::open(File::open(self.tmp.path().join("db")).unwrap()).unwrap();
+        let bucket = db.bucket(bucket).unwrap().unwrap();
+        let row = |item| match item {
+            Ok(Item::Row(key, value)) => (key, value),
+            other => panic!("{other:?}"),
+        };
+        db.walk(&bucket, Direction::Forward).map(row).collect()
+    }
+
     fn write(&self, checkpoint: &mut Checkpoint, way: Way) -> Result<u64> {
-        let prepared = checkpoint.prepare(&self.engine, way, &mut || true)?;
+        let mut prepared = checkpoint.prepare(&self.engine, way, &mut || true);
+        if let Err(CheckpointError::CannotGrow(_)) = prepared {
+            assert!(way == Way::Grow && checkpoint.growth_bytes().is_none());
+            prepared = checkpoint.prepare(&self.engine, Way::Rewrite, &mut || true);
+        }
+        let prepared = prepared?;
         assert_eq!(prepared.index(), self.index);
         let bytes = prepared.bytes();
         checkpoint.publish(prepared, &self.engine)?;
@@ -89,6 +111,125 @@ fn each_rewrite_is_whole_and_the_file_stays_within_bounds() {
     world.write(&mut checkpoint, Way::Replace).unwrap();
     assert_eq!(world.read(), (613, 613));
     assert!(world.len() < once + once / 4);
+    world.engine.close().unwrap();
+}
+
+/// A row of a small bucket.
+fn small(
+    bucket: Bucket,
+    key: &'static str,
+    value: Option<Vec<u8>>,
+) -> (Bucket, Bytes, Option<Bytes>) {
+    (bucket, Bytes::from_static(key.as_bytes()), value.map(Bytes::from))
+}
+
+#[test]
+fn a_growth_costs_what_changed_and_the_file_is_whole_each_time() {
+    let mut world = World::new();
+    let mut checkpoint = Checkpoint::none(world.tmp.path());
+    for n in 0..3_000 {
+        world.put(n, 1000);
+    }
+    // The first file is written whole, whatever is asked for.
+    world.write(&mut checkpoint, Way::Grow).unwrap();
+    let once = world.len();
+    for round in 1..=40 {
+        world.put(5_000 + round, 1000);
+        if round % 10 == 0 {
+            let value = (round % 20 == 0).then(|| vec![round as u8; 20]);
+            world.submit(vec![small(Bucket::Lease, "lease", value)]);
+        }
+        let bytes = world.write(&mut checkpoint, Way::Grow).unwrap();
+        assert!(bytes < 14 * 4096, "{bytes} bytes in round {round}");
+        assert_eq!(world.read(), (world.index, 3_000 + round as usize));
+        assert_eq!(checkpoint.index(), Some(world.index));
+        assert_eq!(
+            world.rows(b"lease").len(),
+            usize::from((20..30).contains(&round) || round == 40)
+        );
+    }
+    assert!(world.len() < once + once / 8, "{} of {once}", world.len());
+    // Opened anew, in turns with rewrites, and after what was not published.
+    for way in
+        [Way::Grow, Way::Rewrite, Way::Grow, Way::Rewrite, Way::Grow, Way::Replace, Way::Grow]
+    {
+        let path = world.tmp.path().join("db");
+        let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+        checkpoint = Checkpoint::of(world.tmp.path(), file).unwrap();
+        for _ in 0..2 {
+            world.put(6_000 + world.index, 5);
+            let before = (checkpoint.index().unwrap(), world.read().1);
+            checkpoint.prepare(&world.engine, way, &mut || true).unwrap();
+            assert_eq!(world.read(), before);
+            world.write(&mut checkpoint, way).unwrap();
+            assert_eq!(world.read(), (world.index, before.1 + 1));
+        }
+    }
+    world.engine.close().unwrap();
+}
+
+#[test]
+fn what_a_compaction_removed_stays_until_a_rewrite_and_the_file_says_so() {
+    let mut world = World::new();
+    let mut checkpoint = Checkpoint::none(world.tmp.path());
+    for n in 0..100 {
+        world.put(n, 100);
+    }
+    world.write(&mut checkpoint, Way::Grow).unwrap();
+    // A revision up to 100 is in the file; see below for those beyond.
+    let mark = |revision: u64| Some([&revision.to_be_bytes()[..], b"_", &[0; 8]].concat());
+    let marks = |world: &World| {
+        let marks = world.rows(b"meta");
+        let mark = |name: &str| marks.iter().find(|(key, _)| key == name).map(|row| row.1[7]);
+        (mark("scheduledCompactRev"), mark("finishedCompactRev"))
+    };
+    for round in 1..=2 {
+        let mut ops = vec![
+            small(Bucket::Meta, "scheduledCompactRev", mark(round)),
+            small(Bucket::Meta, "finishedCompactRev", mark(round)),
+        ];
+        let from = (round - 1) * 30;
+        ops.extend(
+            (from..from + 30)
+                .map(|key| (Bucket::Key, Bytes::from(key.to_be_bytes().to_vec()), None)),
+        );
+        world.submit(ops);
+        world.write(&mut checkpoint, Way::Grow).unwrap();
+        assert_eq!(marks(&world), (Some(round as u8), (round > 1).then_some(1)));
+        assert_eq!(world.read(), (world.index, 130 - 30 * round as usize));
+        world.write(&mut checkpoint, Way::Rewrite).unwrap();
+        assert_eq!(marks(&world), (Some(round as u8), Some(round as u8)));
+        assert_eq!(world.read(), (world.index, 100 - 30 * round as usize));
+    }
+    // What the file never had may be compacted away already: its last row is 99.
+    world.submit(vec![small(Bucket::Meta, "scheduledCompactRev", mark(101))]);
+    assert!(checkpoint.growth_bytes().is_some());
+    world.write(&mut checkpoint, Way::Grow).unwrap();
+    assert_eq!(marks(&world), (Some(101), Some(2)), "rewritten");
+    world.put(102, 10);
+    let bytes = world.write(&mut checkpoint, Way::Grow).unwrap();
+    assert!(bytes < 14 * 4096 && checkpoint.growth_bytes().is_some(), "grown");
+    world.engine.close().unwrap();
+}
+
+#[test]
+fn a_file_that_cannot_grow_is_rewritten() {
+    let mut world = World::new();
+    for n in 0..300 {
+        world.put(n, 1000);
+    }
+    // There is no transaction behind the next.
+    let path = world.tmp.path().join("db");
+    let mut writer = bbolt::Writer::new(Vec::new());
+    writer.bucket(b"meta").unwrap();
+    writer.row(b"consistent_index", &9_u64.to_be_bytes()).unwrap();
+    let (plan, pages) = writer.finish().unwrap();
+    std::fs::write(&path, [plan.meta_pages(u64::MAX - 1), pages].concat()).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let mut checkpoint = Checkpoint::of(world.tmp.path(), file).unwrap();
+    assert!(checkpoint.growth_bytes().is_some());
+    world.write(&mut checkpoint, Way::Grow).unwrap();
+    assert_eq!(world.read(), (300, 300));
     world.engine.close().unwrap();
 }
 

@@ -33,16 +33,27 @@ impl Engine {
 impl View {
     /// A bucket's rows in key order.
     pub fn rows(&self, bucket: Bucket) -> Rows {
-        let (low, high) = (row_key(bucket as u8, b""), row_key(bucket as u8 + 1, b""));
+        self.rows_from(bucket, b"")
+    }
+
+    /// Those from a key on.
+    pub fn rows_from(&self, bucket: Bucket, from: &[u8]) -> Rows {
+        let (low, high) = (row_key(bucket as u8, from), row_key(bucket as u8 + 1, b""));
         let rows = self.snapshot.range(&self.shared.rows, &low[..]..&high[..]);
         Rows { shared: self.shared.clone(), rows }
     }
 
-    /// The raft index that the rows have reached.
-    pub fn consistent_index(&self) -> Result<u64, BackendError> {
-        let key = row_key(Bucket::Meta as u8, CONSISTENT_INDEX_ROW);
+    /// A row.
+    pub fn get(&self, bucket: Bucket, key: &[u8]) -> Result<Option<Bytes>, BackendError> {
+        let key = row_key(bucket as u8, key);
         let row = self.snapshot.get(&self.shared.rows, &key[..]);
         let row = row.map_err(|error| self.shared.fatal("view", &error))?;
+        Ok(row.map(Bytes::from))
+    }
+
+    /// The raft index that the rows have reached.
+    pub fn consistent_index(&self) -> Result<u64, BackendError> {
+        let row = self.get(Bucket::Meta, CONSISTENT_INDEX_ROW)?;
         Ok(row.and_then(|row| row[..].try_into().ok()).map_or(0, u64::from_be_bytes))
     }
 }

@@ -2,7 +2,7 @@
 //! etcd would need is there, and so is what this member needs when its store is gone.
 
 use super::daemon::{Member, members, start};
-use super::load::{Load, assert_all_there};
+use super::load::{Load, assert_all_there, read};
 use rusd::pb::etcdserverpb as rpc;
 use rusd::storage::bbolt::Db;
 use rusd::storage::wal::Wal;
@@ -127,6 +127,8 @@ async fn a_full_disk_costs_the_checkpoint_and_not_the_member() {
     // The file may change while it is read: then it is read again.
     let file = || File::open(dir.join("member/snap/db")).unwrap();
     eventually("a checkpoint", || import::consistent_index(&file()).is_ok_and(|at| at >= 60)).await;
+    // The log records a snapshot a moment after its file is there.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     member.kill();
     let (index, newest) = verify(&member);
     assert!(index >= 60 && newest >= 20, "{index}, {newest}");
@@ -164,6 +166,44 @@ async fn released_segments_are_not_missed_when_the_store_is_gone() {
     member.start("");
     assert_eq!(member.ended().await, Some(1));
     assert!(member.log().contains("the database is an older one"), "{}", member.log());
+}
+
+/// The file grows by new rows. A row of it whose deletion came and was compacted away between two
+/// growths must not stay as if nothing had happened.
+#[tokio::test]
+async fn a_deletion_that_is_compacted_at_once_stays_one() {
+    let mut member = single(&[]);
+    member.start("");
+    member.ready().await;
+    for i in 0..40 {
+        put(&member, &format!("load/{i:02}"), 300).await;
+    }
+    for round in 0..6u64 {
+        // In the file, or about to be.
+        tokio::time::sleep(Duration::from_millis(70 * round)).await;
+        let key = format!("load/{round:02}");
+        let delete = rpc::DeleteRangeRequest { key: key.into(), ..Default::default() };
+        let deleted = member.kv().delete_range(delete).await.unwrap().into_inner();
+        let revision = deleted.header.unwrap().revision;
+        let compaction = rpc::CompactionRequest { revision, physical: true };
+        member.kv().compact(compaction).await.unwrap();
+        if round % 3 == 1 {
+            put(&member, "load/99", 10).await;
+        }
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let hash = member.hash_kv(0).await;
+        member.kill();
+        verify(&member);
+        fs::remove_dir_all(member.data_dir().join("member/fjall")).unwrap();
+        member.start("");
+        member.ready().await;
+        let keys = read(&member, "load/").await.len() as u64;
+        assert_eq!(keys, 40 - (round + 1) + u64::from(round > 0));
+        // Of the newest revision: that of one which was compacted is told as it was before.
+        let now = member.hash_kv(0).await;
+        let revision = |hash: &rpc::HashKvResponse| hash.header.unwrap().revision;
+        assert_eq!((revision(&now), now.hash), (revision(&hash), hash.hash));
+    }
 }
 
 #[tokio::test]

@@ -195,6 +195,33 @@ enum Open {
     Whole(Vec<u8>, Tree),
 }
 
+/// A growth that is on the disk and that no meta page names.
+#[derive(Debug)]
+pub struct Settled<D> {
+    /// As it will be.
+    grower: Grower<D>,
+    start: u64,
+}
+
+impl<D: Disk> Settled<D> {
+    /// The meta page that is to be written: its number and its bytes.
+    pub fn meta_page(&self) -> (u64, Vec<u8>) {
+        (self.grower.slot, self.grower.meta.page(self.grower.slot))
+    }
+
+    /// Bytes that were written.
+    pub fn bytes(&self) -> u64 {
+        self.grower.space.written() - self.start
+    }
+
+    /// Makes it the file's state: when this returns, that is durable.
+    pub fn commit(mut self) -> Result<Grower<D>> {
+        let (slot, meta) = (self.grower.slot, self.grower.meta);
+        self.grower.space.commit(slot, &meta)?;
+        Ok(self.grower)
+    }
+}
+
 /// A growth, fed like a [`Writer`](super::Writer): bucket by bucket, in any order, each at most
 /// once. Buckets that are not named stay as they are. It holds at most 1 MiB and one page of what
 /// it was given; most is written, to pages that nothing reaches, before the commit.
@@ -253,8 +280,18 @@ impl<D: Disk> Growth<D> {
         self.grower.space.written() - self.start
     }
 
+    /// Makes what was written durable, so that a sync which somebody waits for has less to do.
+    pub fn sync(&mut self) -> Result<()> {
+        self.grower.space.sync()
+    }
+
     /// Writes what is left and makes it the file's state: when this returns, it is durable.
-    pub fn commit(mut self) -> Result<Grower<D>> {
+    pub fn commit(self) -> Result<Grower<D>> {
+        self.settle()?.commit()
+    }
+
+    /// Writes what is left, durably. The file's state is the one before.
+    pub fn settle(mut self) -> Result<Settled<D>> {
         self.end_bucket()?;
         let Grower { mut space, meta, slot, txid, name, mut tree, mut root, root_runs, freelist } =
             self.grower;
@@ -280,8 +317,9 @@ impl<D: Disk> Growth<D> {
         let txid = if (txid + 1) % 2 == slot { txid + 1 } else { txid + 2 };
         let (pages, listed) = (space.pages(), freelist.map(|run| run.page));
         let meta = Meta { root: first, freelist: listed, pages, txid, ..meta };
-        space.commit(slot, &meta)?;
-        Ok(Grower { space, meta, slot, txid, name, tree, root, root_runs, freelist })
+        space.sync()?;
+        let grower = Grower { space, meta, slot, txid, name, tree, root, root_runs, freelist };
+        Ok(Settled { grower, start: self.start })
     }
 
     fn end_bucket(&mut self) -> Result<()> {

@@ -28,8 +28,10 @@ pub(super) fn open<D: Disk>(disk: D, name: &[u8]) -> Result<Grower<D>> {
     if bytes.is_none_or(|bytes| bytes > len) {
         return unfit(format!("it has {len} bytes, too few for its {} pages", meta.pages));
     }
-    // Pages from `meta.pages` on are written without asking further.
-    if older.is_some_and(|older| older.pages > meta.pages) {
+    // Pages from `meta.pages` on are written without asking further. An older state some of whose
+    // pages the file has no more is none.
+    let is_whole = |pages: u64| pages.saturating_mul(u64::from(meta.page_bytes)) <= len;
+    if older.is_some_and(|older| older.pages > meta.pages && is_whole(older.pages)) {
         return unfit("its older meta page has more pages than its newer");
     }
     let txid = meta.txid.max(older.map_or(0, |older| older.txid));

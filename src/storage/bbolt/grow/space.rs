@@ -127,14 +127,17 @@ impl<D: Disk> Space<D> {
         Ok(Some(run))
     }
 
-    /// Makes everything written durable, then the meta page in `slot`, which thereby becomes the
-    /// newest.
-    pub(super) fn commit(&mut self, slot: u64, meta: &Meta) -> Result<(), GrowError> {
+    /// Makes everything written so far durable.
+    pub(super) fn sync(&mut self) -> Result<(), GrowError> {
         if let Some(page) = self.clash {
             return Err(GrowError::Unfit(format!("page {page} is both free and in use")));
         }
         self.flush()?;
-        self.disk.sync()?;
+        Ok(self.disk.sync()?)
+    }
+
+    /// Makes the meta page in `slot` the newest, durably. What it names is durable.
+    pub(super) fn commit(&mut self, slot: u64, meta: &Meta) -> Result<(), GrowError> {
         let page = meta.page(slot);
         self.written += page.len() as u64;
         self.disk.write_all_at(&page, slot * self.page_bytes as u64)?;
