@@ -20,14 +20,16 @@ use crate::pb::raftpb::{Entry, HardState};
 use crate::raft::bootstrap::bootstrap;
 use crate::raft::driver::Change;
 use crate::raft::log::LogStart;
+use crate::storage::check::{self, Agreement};
 use crate::storage::checkpoint::{self, Checkpoint, Way};
 use crate::storage::datadir::DataDir;
 use crate::storage::engine::{Engine, OpenKind, Opened};
-use crate::storage::import::{self, ImportError};
+use crate::storage::import;
 use crate::storage::snap::{self, Snap};
 use crate::storage::wal::{Metadata, Replay, Wal, WalError};
 use crate::v2::Time;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
@@ -83,7 +85,7 @@ pub fn boot(config: &Config, ask: &dyn Ask) -> Result<Booted, String> {
     install_received(&mut dir, snapshot_index)?;
     dir.remove_old_engines().map_err(|error| error.to_string())?;
     check_v2_keys(config.v2_deprecation, &cluster)?;
-    let (engine, mut machine) = open_machine(config, &dir, metadata)?;
+    let (engine, mut machine) = open_machine(config, &mut dir, metadata)?;
     refuse_older_than_snapshot(&replay, &dir, snapshot_index, machine.position().0)?;
 
     let forced = existed && config.force_new_cluster;
@@ -289,11 +291,9 @@ pub(super) fn check_v2_keys(stage: V2Deprecation, cluster: &Cluster) -> Result<(
 /// one that is older than the snapshot (etcd v3.5.17 `server/etcdserver/backend.go`
 /// recoverSnapshotBackend).
 fn install_received(dir: &mut DataDir, snapshot_index: u64) -> Result<(), String> {
-    let named = |error: ImportError| format!("{}: {error}", dir.snap_db().display());
-    let reached = match dir.database() {
-        Some(database) => import::consistent_index(database).map_err(named)?,
-        None => 0,
-    };
+    // One that cannot be read is told of when the engine is opened.
+    let reached =
+        dir.database().map_or(0, |database| import::consistent_index(database).unwrap_or(0));
     if reached < snapshot_index
         && dir.install_received(snapshot_index).map_err(|error| error.to_string())?
     {
@@ -419,7 +419,7 @@ fn min_lease_ttl(election_timeout_ms: u64) -> i64 {
 /// database file, if there is one, and the log.
 fn open_machine(
     config: &Config,
-    dir: &DataDir,
+    dir: &mut DataDir,
     metadata: Metadata,
 ) -> Result<(Arc<Engine>, Machine), String> {
     let mut damage = String::new();
@@ -439,19 +439,28 @@ fn open_machine(
 }
 
 /// Opens the engine, filled from etcd's database file if it is not, or from another state of it:
-/// whoever changed the file meant it.
-fn open_engine(dir: &DataDir, metadata: Metadata) -> Result<Engine, String> {
+/// whoever changed the file meant it. Where no transaction did, nobody meant it.
+fn open_engine(dir: &mut DataDir, metadata: Metadata) -> Result<Engine, String> {
+    let path = dir.engine();
     let open = || {
         let on_fatal = Box::new(|reason: &str| rt::fatal(reason));
-        let opened = Engine::open(&dir.engine(), metadata, on_fatal);
+        let opened = Engine::open(&path, metadata, on_fatal);
         opened.map_err(|error| error.to_string())
     };
     let Opened { engine, kind } = open()?;
     let Some(database) = dir.database() else { return Ok(engine) };
-    let named = |error: ImportError| format!("{}: {error}", dir.snap_db().display());
-    let known = checkpoint::is_known(database, &engine)
-        .map_err(|error| format!("{}: {error}", dir.snap_db().display()))?;
-    let reached = import::consistent_index(database).map_err(named)?;
+    let db = dir.snap_db();
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", db.display());
+    let reached = import::consistent_index(database);
+    let mut known = checkpoint::is_known(database, &engine).map_err(|error| named(&error))?;
+    if !known && checkpoint::has_known_state(database, &engine).map_err(|error| named(&error))? {
+        if is_damaged(&db, database, &path, &engine)? {
+            dir.forget_database();
+            return Ok(engine);
+        }
+        known = true;
+    }
+    let reached = reached.map_err(|error| named(&error))?;
     if known && engine.position().0 >= reached {
         return Ok(engine);
     }
@@ -466,8 +475,29 @@ fn open_engine(dir: &DataDir, metadata: Metadata) -> Result<Engine, String> {
     } else {
         engine
     };
-    import::import(database, &engine).map_err(named)?;
+    import::import(database, &engine).map_err(|error| named(&error))?;
     Ok(engine)
+}
+
+/// Whether the file, which no transaction has changed since it and the engine were together, is
+/// none any more. The engine's rows have checksums, the file's have not: if they differ, a start
+/// could serve what nobody wrote.
+fn is_damaged(db: &Path, database: &File, dir: &Path, engine: &Engine) -> Result<bool, String> {
+    let agreement = check::agreement(db, database, dir, engine);
+    match agreement.map_err(|error| error.to_string())? {
+        Agreement::Same => Ok(false),
+        Agreement::Damaged(reason) => {
+            let path = db.display();
+            tracing::warn!(%path, reason, "etcd's database file is damaged: it is written anew");
+            Ok(true)
+        }
+        Agreement::Differs(row) => Err(format!(
+            "{}: {row} is not what the engine has, and no transaction has changed it: the file is \
+             damaged, or was exchanged. Remove it to go on from {}, or that to go on from the file",
+            db.display(),
+            dir.display()
+        )),
+    }
 }
 
 /// Feeds the committed entries: all to the cluster's tree and table, those above its position to
@@ -587,7 +617,7 @@ mod tests {
     use crate::cli::{self, Command};
     use crate::mvcc::backend::{Batch, Bucket};
     use crate::pb::mvccpb::KeyValue;
-    use crate::storage::bbolt::Writer;
+    use crate::storage::bbolt::{Db, Writer};
     use crate::transport::rafthttp;
     use bytes::Bytes;
     use prost::Message as _;
@@ -725,6 +755,41 @@ mod tests {
     }
 
     #[test]
+    fn boot_tells_a_damaged_database_from_a_changed_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), &[]);
+        assert_eq!(boot_revision(&config), 1);
+        write_database(dir.path(), 2..200, 4);
+        assert_eq!(boot_revision(&config), 199);
+        let db = dir.path().join("member/snap/db");
+        let (bytes, engine) = (std::fs::read(&db).unwrap(), dir.path().join("member/fjall"));
+        let at = bytes.windows(4).position(|key| key == b"k150").unwrap();
+        let changed = |at: usize| {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1;
+            std::fs::write(&db, bytes).unwrap();
+        };
+        // Written again as it was, as by a copy: no transaction, no other row.
+        std::fs::write(&db, &bytes).unwrap();
+        assert_eq!(boot_revision(&config), 199);
+        // A row that is another, by no transaction.
+        changed(at);
+        let error = boot(&config, &Nobody).err().unwrap();
+        assert!(error.contains("snap/db: bucket key, key 0000000000000096"), "{error}");
+        assert!(error.contains("damaged"), "{error}");
+        // A page that is none: the file is made again, from the engine.
+        changed(at / 4096 * 4096 + 8);
+        assert_eq!(boot_revision(&config), 199);
+        let file = File::open(&db).unwrap();
+        Db::open(&file).unwrap().check().unwrap();
+        // Without the engine the file is all there is.
+        changed(at / 4096 * 4096 + 8);
+        std::fs::remove_dir_all(&engine).unwrap();
+        let error = boot(&config, &Nobody).err().unwrap();
+        assert!(error.contains("snap/db: bbolt: page"), "{error}");
+    }
+
+    #[test]
     fn boot_imports_the_database_and_each_change_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), &[]);
@@ -745,7 +810,7 @@ mod tests {
         assert!(error.contains("hole: revision 12"), "{error}");
         std::fs::write(&db, [7; 20_000]).unwrap();
         let error = boot(&config, &Nobody).err().unwrap();
-        assert!(error.contains("snap/db: bbolt: no valid meta page"), "{error}");
+        assert!(error.contains("snap/db: checkpoint: bbolt: no valid meta page"), "{error}");
         write_database(dir.path(), 2..6, 10);
         assert_eq!(boot_revision(&config), 5);
         std::fs::remove_dir_all(dir.path().join("member/wal")).unwrap();

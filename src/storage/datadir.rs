@@ -88,6 +88,11 @@ impl DataDir {
         self.database.take()
     }
 
+    /// There is none that is worth anything; another is about to get its name.
+    pub fn forget_database(&mut self) {
+        self.database = None;
+    }
+
     /// Puts the database that a leader sent with its snapshot at `index` into the place of the one
     /// that is there (etcd v3.5.17 `server/etcdserver/backend.go` openSnapshotBackend). False if
     /// there is none.

@@ -1,6 +1,6 @@
 //! What is on disk: etcd's write-ahead log, the engine beside it, and the directory that holds
 //! both; and etcd's database file, read and written. Calls block; nothing here is async.
-//! Uses: base, mvcc, obs, pb
+//! Uses: base, cluster, mvcc, obs, pb
 
 pub mod bbolt;
 pub mod check;

@@ -93,8 +93,26 @@ pub(super) fn check<'a>(
         db.meta().pages
     );
     check.find(Verdict::Sound, path, text);
-    let compacted = number("scheduledCompactRev").max(number("finishedCompactRev")) as i64;
+    let compacted = compacted(&meta);
     Ok(Some(Database { path: path.to_owned(), file, db, index, revision, compacted }))
+}
+
+/// Up to which revision rows may be gone.
+fn compacted(meta: &BTreeMap<String, u64>) -> i64 {
+    let number = |name: &str| meta.get(name).copied().unwrap_or(0);
+    number("scheduledCompactRev").max(number("finishedCompactRev")) as i64
+}
+
+/// The file by itself, checked as a whole.
+pub(super) fn open<'a>(
+    check: &mut Check<'_>,
+    path: &Path,
+    file: &'a File,
+) -> std::result::Result<Database<'a>, Refusal> {
+    let (db, _, meta, revision) = read(check, file)?;
+    let index = meta.get("consistent_index").copied().unwrap_or(0);
+    let compacted = compacted(&meta);
+    Ok(Database { path: path.to_owned(), file, db, index, revision, compacted })
 }
 
 /// The file that came with a snapshot from a leader.
@@ -102,8 +120,14 @@ fn snap_db(index: u64) -> String {
     format!("{index:016x}.snap.db")
 }
 
-enum Refusal {
+/// Why a file is not to be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// It is not what bbolt writes.
+    #[error(transparent)]
     File(bbolt::Error),
+    /// Nor what etcd does.
+    #[error("{0}")]
     Rows(String),
 }
 

@@ -4,7 +4,7 @@
 //! Nothing is changed but what opening fjall changes: it has no way to be read only. Memory is
 //! bounded by a page of the database file, a bit for each of its pages, and the caches that a
 //! member has too; a log costs a few words for each 32 KiB.
-//! Uses: mvcc
+//! Uses: cluster, mvcc, pb
 
 mod database;
 mod rows;
@@ -13,11 +13,14 @@ mod tests;
 
 use super::datadir::newest_engine;
 use super::engine::{Engine, EngineError};
-use super::snap;
+use super::snap::{self, Snap};
 use super::wal::{Inspected, WalError, inspect};
+use crate::cluster::state::Cluster;
 use crate::mvcc::backend::Backend as _;
+use crate::pb::raftpb::ConfState;
 use database::Database;
 use rustix::fs::FlockOperation;
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -116,6 +119,39 @@ pub fn check(root: &Path, wal: Option<&Path>, report: &mut dyn Report) -> Result
     Ok(check.verdict)
 }
 
+/// Whether a database file holds what the engine does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Agreement {
+    /// It does.
+    Same,
+    /// It is none of bbolt's, or not etcd's, for this reason.
+    Damaged(String),
+    /// This row is another in both.
+    Differs(String),
+}
+
+/// Compares the rows of the database file at `path` with those of the engine in `dir`, which were
+/// the same when they were last together.
+pub fn agreement(path: &Path, file: &File, dir: &Path, engine: &Engine) -> Result<Agreement> {
+    struct Nothing;
+    impl Report for Nothing {
+        fn finding(&mut self, _: Finding) {}
+        fn progress(&mut self, _: &str, _: u64, _: u64) {}
+    }
+    let check = &mut Check { report: &mut Nothing, verdict: Verdict::Sound };
+    let database = match database::open(check, path, file) {
+        Ok(database) => database,
+        Err(database::Refusal::File(super::bbolt::Error::Io { source, .. }))
+            if source.kind() != ErrorKind::UnexpectedEof =>
+        {
+            return Err(io(path)(source));
+        }
+        Err(refusal) => return Ok(Agreement::Damaged(refusal.to_string())),
+    };
+    let (_, differences) = rows::differences(dir, engine, &database, &mut |_, _| {})?;
+    Ok(differences.into_iter().next().map_or(Agreement::Same, Agreement::Differs))
+}
+
 /// Takes the lock that a member takes, on a file that is there.
 fn lock(path: &Path) -> Result<Option<File>> {
     let file = match OpenOptions::new().read(true).write(true).open(path) {
@@ -179,6 +215,7 @@ fn check_snapshots(check: &mut Check<'_>, dir: &Path, log: &Inspected) -> Result
     let recorded: Vec<(u64, u64)> =
         log.snapshots.iter().copied().filter(|(index, _)| *index <= commit).collect();
     let (mut newest, mut damaged) = (0, Vec::new());
+    let newest_recorded = recorded.iter().map(|(index, _)| *index).max().unwrap_or(0);
     for path in snap_files(dir)? {
         let bytes = std::fs::read(&path).map_err(io(&path))?;
         let snap = match snap::parse(bytes.into()) {
@@ -189,14 +226,25 @@ fn check_snapshots(check: &mut Check<'_>, dir: &Path, log: &Inspected) -> Result
             }
         };
         let at = (snap.index, snap.term);
-        if serde_json::from_slice::<serde::de::IgnoredAny>(&snap.tree).is_err() {
-            damaged.push((path, "its tree is no JSON".to_owned()));
-        } else if log.term(snap.index).is_some_and(|term| term != snap.term) {
+        let members = match members(&snap) {
+            Ok(members) => members,
+            // Its checksum is right, so a start does not pass it over.
+            Err(reason) if snap.index == newest_recorded && recorded.contains(&at) => {
+                check.find(Verdict::Damaged, &path, reason);
+                continue;
+            }
+            Err(reason) => {
+                damaged.push((path, reason));
+                continue;
+            }
+        };
+        if log.term(snap.index).is_some_and(|term| term != snap.term) {
             let text = format!("is of entry {} in term {}, the log's is another", at.0, at.1);
             check.find(Verdict::Damaged, &path, text);
         } else if recorded.contains(&at) {
             newest = newest.max(snap.index);
-            check.find(Verdict::Sound, &path, format!("index {}, term {}", at.0, at.1));
+            let text = format!("index {}, term {}, {members} members", at.0, at.1);
+            check.find(Verdict::Sound, &path, text);
         } else {
             let text = format!("index {}, term {}: the log does not have it", at.0, at.1);
             check.find(Verdict::Sound, &path, text);
@@ -214,6 +262,22 @@ fn check_snapshots(check: &mut Check<'_>, dir: &Path, log: &Inspected) -> Result
         check.find(Verdict::Damaged, dir, text);
     }
     Ok(newest)
+}
+
+/// How many members a snapshot's tree has; raft's configuration beside it must name the same.
+fn members(snap: &Snap) -> std::result::Result<usize, String> {
+    let cluster = Cluster::from_json(&snap.tree)?;
+    let table: BTreeSet<u64> = cluster.members().iter().map(|member| member.id).collect();
+    let ConfState { voters, learners, .. } = &snap.conf_state;
+    let named: BTreeSet<u64> = voters.iter().chain(learners).copied().collect();
+    if table != named {
+        let ids = |ids: &BTreeSet<u64>| {
+            ids.iter().map(|id| format!("{id:x}")).collect::<Vec<_>>().join(", ")
+        };
+        let (table, named) = (ids(&table), ids(&named));
+        return Err(format!("its tree has the members {table}, its configuration {named}"));
+    }
+    Ok(table.len())
 }
 
 fn snap_files(dir: &Path) -> Result<Vec<PathBuf>> {

@@ -32,16 +32,13 @@ struct Allowed {
     common: i64,
 }
 
-/// Compares what both must have. The engine goes on from the file's state, so up to the older of
-/// both revisions they have the same rows, but for what either has compacted; and all the same rows
-/// in the other buckets if they have reached the same entry.
+/// Compares the rows of a file that the engine's go with.
 pub(super) fn compare(
     check: &mut Check<'_>,
     dir: &Path,
     engine: &Engine,
     database: &Database<'_>,
 ) -> Result<()> {
-    let failed = |error| other(dir, error);
     let known = checkpoint::is_known(database.file, engine);
     if !known.map_err(|error| other(&database.path, error))? {
         let text =
@@ -49,6 +46,33 @@ pub(super) fn compare(
         check.find(Verdict::Repairable, dir, text);
         return Ok(());
     }
+    let progress = &mut |at, end| check.report.progress("rows", at, end);
+    let (rows, differences) = differences(dir, engine, database, progress)?;
+    if differences.is_empty() {
+        let text = format!("{rows} rows compared: the database file and the engine agree");
+        check.find(Verdict::Sound, dir, text);
+    }
+    for difference in differences {
+        let text = format!(
+            "{difference}: differs from {}; one of them is damaged",
+            database.path.display()
+        );
+        check.find(Verdict::Damaged, dir, text);
+    }
+    Ok(())
+}
+
+/// Compares what both must have. The engine goes on from the file's state, so up to the older of
+/// both revisions they have the same rows, but for what either has compacted; and all the same rows
+/// in the other buckets if they have reached the same entry. How many rows were compared, and the
+/// first of each bucket that differs.
+pub(super) fn differences(
+    dir: &Path,
+    engine: &Engine,
+    database: &Database<'_>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(u64, Vec<String>)> {
+    let failed = |error| other(dir, error);
     let revision = |name: &[u8]| -> Result<i64> {
         let row = engine.get(Bucket::Meta, name).map_err(failed)?;
         Ok(row.and_then(|row| Some(i64::from_be_bytes(*row.first_chunk()?))).unwrap_or(0))
@@ -76,39 +100,36 @@ pub(super) fn compare(
             Err(error) => Some(Err(error)),
         });
         let end = allowed.common;
-        let different = differing(&mut ours, &mut theirs, dir, database, |key| {
+        let different = differing(&mut ours, &mut theirs, dir, database, |key, ours| {
             rows += 1;
             if rows % PROGRESS_ROWS == 0 && bucket == Bucket::Key {
                 let at = main(key).unwrap_or(0).clamp(0, end);
-                check.report.progress("rows", at as u64, end as u64);
+                progress(at as u64, end as u64);
             }
-            bucket == Bucket::Key
-                && main(key).is_ok_and(|main| main <= allowed.compacted || main > allowed.common)
+            match bucket {
+                Bucket::Key => {
+                    main(key).is_ok_and(|main| main <= allowed.compacted || main > allowed.common)
+                }
+                // A start writes what membership must have left and an older file lacks.
+                _ => ours,
+            }
         })?;
-        differences.extend(different.map(|key| (name, key)));
+        differences.extend(different.map(|key| {
+            let key = key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            format!("bucket {name}, key {key}")
+        }));
     }
-    if differences.is_empty() {
-        let text = format!("{rows} rows compared: the database file and the engine agree");
-        check.find(Verdict::Sound, dir, text);
-    }
-    for (name, key) in differences {
-        let text = format!(
-            "bucket {name}, key {}: differs from {}; one of them is damaged",
-            key.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
-            database.path.display()
-        );
-        check.find(Verdict::Damaged, dir, text);
-    }
-    Ok(())
+    Ok((rows, differences))
 }
 
-/// The first key that differs and may not: `may_miss` tells whether it may be on one side only.
+/// The first key that differs and may not: `may_miss` tells whether it may be on one side only,
+/// ours or theirs.
 fn differing<E: std::fmt::Display>(
     ours: &mut dyn Iterator<Item = std::result::Result<Row, E>>,
     theirs: &mut dyn Iterator<Item = bbolt::Result<Row>>,
     dir: &Path,
     database: &Database<'_>,
-    mut may_miss: impl FnMut(&[u8]) -> bool,
+    mut may_miss: impl FnMut(&[u8], bool) -> bool,
 ) -> Result<Option<Bytes>> {
     let mut next_ours = || ours.next().transpose().map_err(|error| other(dir, error));
     let mut next_theirs =
@@ -123,7 +144,7 @@ fn differing<E: std::fmt::Display>(
         };
         let row = if order == Ordering::Greater { &b } else { &a };
         let Some((key, _)) = row else { return Ok(None) };
-        let miss = may_miss(key);
+        let miss = may_miss(key, order == Ordering::Less);
         let fine = match order {
             Ordering::Equal => a.as_ref().map(|row| &row.1) == b.as_ref().map(|row| &row.1),
             _ => miss,

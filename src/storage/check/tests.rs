@@ -17,6 +17,11 @@ const ID: Metadata = Metadata { node_id: 7, cluster_id: 9 };
 const LAST: u64 = 12;
 const DATABASE: u64 = 5;
 const ENGINE: u64 = 9;
+/// Trees of `.snap` files.
+const EMPTY: &str = r#"{"Root":{"Children":null}}"#;
+const MEMBER: &str = r#"{"Root":{"Children":{"0":{"Path":"/0","Value":"","Children":{
+    "members":{"Path":"/0/members","Value":"","Children":{"2a":{"Value":"","Children":{
+    "raftAttributes":{"Value":"{\"peerURLs\":[\"http://b:2\"]}"}}}}}}}}}}"#;
 
 #[derive(Default)]
 struct Found {
@@ -153,7 +158,7 @@ fn a_sound_directory_is_sound() {
     assert!(texts[2].contains("up to entry 9 and revision 9"), "{texts:?}");
     assert!(texts[3].starts_with("9 rows compared"), "{texts:?}");
     // A snapshot that the log does not have is passed over.
-    dir.write_snap(4, 2, "{}");
+    dir.write_snap(4, 2, EMPTY);
     dir.assert(Verdict::Sound, ".snap", "the log does not have it");
     // Without an engine, as an etcd leaves it.
     std::fs::remove_dir_all(dir.at("member/fjall")).unwrap();
@@ -237,16 +242,33 @@ fn damage_is_told_with_file_and_reason() {
         ),
         (
             Box::new(|dir| {
-                let path = dir.write_snap(4, 2, "{}");
+                let path = dir.write_snap(4, 2, EMPTY);
                 std::fs::write(path, b"nothing").unwrap();
             }),
             Repairable,
             ".snap",
             "",
         ),
-        (Box::new(|dir| drop(dir.write_snap(4, 2, "{\"Root\""))), Repairable, ".snap", "no JSON"),
+        (Box::new(|dir| drop(dir.write_snap(4, 2, "{\"Root\""))), Repairable, ".snap", "EOF"),
         (
-            Box::new(|dir| drop(dir.write_snap(4, 1, "{}"))),
+            Box::new(|dir| drop(dir.write_snap(4, 2, MEMBER))),
+            Repairable,
+            ".snap",
+            "members 2a, its",
+        ),
+        (
+            Box::new(|dir| {
+                // The log has it, so a start would take it.
+                let (mut wal, _) = Wal::open(&dir.at("member/wal")).unwrap();
+                wal.save_snapshot(4, 2, &ConfState::default()).unwrap();
+                dir.write_snap(4, 2, &MEMBER.replace("raftAttributes", "other"));
+            }),
+            Damaged,
+            ".snap",
+            "has no URLs",
+        ),
+        (
+            Box::new(|dir| drop(dir.write_snap(4, 1, EMPTY))),
             Damaged,
             ".snap",
             "entry 4 in term 1, the log's is another",
