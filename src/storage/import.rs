@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes of rows that go to the engine at a time.
 const BATCH_BYTES: usize = 1024 * 1024;
+/// Rows after which it looks whether to say so.
+const TELL_ROWS: u64 = 1024;
 /// How often the log says how far an import has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -37,7 +39,8 @@ pub enum ImportError {
 
 /// Checks the file as a whole, then copies every row of etcd's buckets into the engine, which must
 /// be empty, and leaves the file's fingerprint and its position in the log there with the last of
-/// them. Memory is bounded by the engine's overlay.
+/// them. Keys go straight to the engine's tables. Memory is bounded by a table's index and by the
+/// engine's overlay.
 pub fn import(file: &File, engine: &Engine) -> Result<(), ImportError> {
     let begun = SystemClock.now();
     let origin = fingerprint::whole(file)?;
@@ -54,7 +57,8 @@ pub fn import(file: &File, engine: &Engine) -> Result<(), ImportError> {
         position: Batch::default(),
         told: begun,
     };
-    for (name, bucket) in BUCKETS {
+    import.keys(&db)?;
+    for (name, bucket) in BUCKETS.into_iter().filter(|(_, bucket)| *bucket != Bucket::Key) {
         match db.bucket(name.as_bytes())? {
             Some(found) => {
                 for item in db.walk(&found, Direction::Forward) {
@@ -68,7 +72,6 @@ pub fn import(file: &File, engine: &Engine) -> Result<(), ImportError> {
             None if bucket == Bucket::Meta => {
                 return Err(ImportError::NotEtcd(format!("there is no bucket {name}")));
             }
-            // A backup without the store (`etcdctl backup`) has no bucket of keys either.
             None => {}
         }
     }
@@ -122,6 +125,31 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
+    /// Bucket `key`, which is all of a store but for a few rows; a backup without the store
+    /// (`etcdctl backup`) has none.
+    fn keys(&mut self, db: &Db<&File>) -> Result<(), ImportError> {
+        let Some(keys) = db.bucket(b"key")? else { return Ok(()) };
+        let engine = self.engine;
+        engine.load(Bucket::Key, |put| {
+            for item in db.walk(&keys, Direction::Forward) {
+                let Item::Row(key, value) = item? else {
+                    return Err(ImportError::NotEtcd("bucket key holds a bucket".to_owned()));
+                };
+                let Some((main, _)) = key.split_first_chunk::<8>() else {
+                    let reason = format!("a key of {} bytes is no revision", key.len());
+                    return Err(ImportError::NotEtcd(reason));
+                };
+                self.position.revision = i64::from_be_bytes(*main);
+                put(&key, &value)?;
+                self.rows += 1;
+                if self.rows.is_multiple_of(TELL_ROWS) {
+                    self.tell();
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn row(&mut self, bucket: Bucket, key: Bytes, value: Bytes) -> Result<(), ImportError> {
         self.rows += 1;
         let number = |what: &str| {
@@ -137,13 +165,6 @@ impl Import<'_> {
             (Bucket::Meta, b"term") => {
                 self.position.term = number("term")?;
                 return Ok(());
-            }
-            (Bucket::Key, key) => {
-                let Some((main, _)) = key.split_first_chunk::<8>() else {
-                    let reason = format!("a key of {} bytes is no revision", key.len());
-                    return Err(ImportError::NotEtcd(reason));
-                };
-                self.position.revision = i64::from_be_bytes(*main);
             }
             _ => {}
         }

@@ -3,12 +3,14 @@
 //! again from the log, loudly.
 //! Uses: base, mvcc, obs
 
+mod load;
 mod open;
 mod origin;
 #[cfg(test)]
 mod tests;
 mod view;
 
+pub use load::Put;
 pub use open::{EngineError, OpenKind, Opened};
 pub use view::{Rows, View};
 
