@@ -59,7 +59,7 @@ chaos: ## Kills, pauses, broken links, replaced members; linearizability checked
 door: ## etcd and rusd in turns on one directory, by SIGKILL: ARGS=
 	scripts/judge.sh door $(ARGS)
 
-judge: ## Another judge: NAME=watch, authtable, badinput, damage or compaction, ARGS=
+judge: ## Another judge: NAME=watch, authtable, badinput, damage, offline or compaction, ARGS=
 	scripts/judge.sh $(NAME) $(ARGS)
 
 bench: ## etcd's benchmark against rusd and etcd in turn: ARGS="--quick"

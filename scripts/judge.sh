@@ -15,11 +15,13 @@
 #   scripts/judge.sh behind                 snapshots between etcd and rusd, both ways
 #   scripts/judge.sh badinput               hostile bytes on every port
 #   scripts/judge.sh damage                 torn, flipped, cut and deleted files
+#   scripts/judge.sh damage --random 1000   random damages to every kind of file
 #   scripts/judge.sh snapshot               snapshots under writers, restored into etcd
 #   scripts/judge.sh compaction             put latency beside a long compaction
 #   scripts/judge.sh grown                  a bbolt file that rusd's grower and bbolt change in turns
 #   scripts/judge.sh import                 an etcd's directory taken over and given back
 #   scripts/judge.sh offline                --force-new-cluster, backups, offline defragmenting
+#   scripts/judge.sh bigstore               numbers of a large store, rusd and then etcd
 #   scripts/judge.sh door --members 3       etcd and rusd in turns on one directory, by SIGKILL
 #
 # RUSD_BIN (default: a release build of this tree) is the server under judgement,
@@ -92,6 +94,12 @@ door)
 	rusd
 	[ -x "$root/e2e/bin/etcdutl" ] || (cd "$root/e2e" && go build -o bin/etcdutl go.etcd.io/etcd/etcdutl/v3)
 	exec "$judge" door --etcd "$ETCD_BIN" --server "$RUSD_BIN" --etcdutl "$root/e2e/bin/etcdutl" "$@" ;;
+bigstore)
+	etcd
+	rusd
+	tools etcdutl
+	"$judge" bigstore --server "$RUSD_BIN" --etcdutl "$root/e2e/bin/etcdutl" "$@"
+	exec "$judge" bigstore --server "$ETCD_BIN" --etcdutl "$root/e2e/bin/etcdutl" "$@" ;;
 import) etcd; rusd; exec "$judge" import --etcd "$ETCD_BIN" --server "$RUSD_BIN" "$@" ;;
 damage) rusd; exec "$judge" damage --server "$RUSD_BIN" "$@" ;;
 compaction) etcd; rusd; exec "$judge" compaction --etcd "$ETCD_BIN" --rusd "$RUSD_BIN" "$@" ;;

@@ -44,6 +44,7 @@ func runDamage(args []string) error {
 	seed := fl.Int64("seed", 1, "of places and bytes")
 	ready := fl.Duration("ready", 30*time.Second, "longest time to readiness")
 	extra := fl.String("flags", "", "further flags of the server, by space (small store buffers make more files)")
+	random := fl.Int("random", 0, "so many random damages to every kind of file, instead of the cases")
 	fl.BoolVar(&harness.KeepLogs, "keep-logs", false, "keep logs and data")
 	fl.Parse(args)
 	if *server == "" {
@@ -52,6 +53,9 @@ func runDamage(args []string) error {
 	bin, err := filepath.Abs(*server)
 	if err != nil {
 		return err
+	}
+	if *random > 0 {
+		return randomDamage(bin, *random, *seed, *ready, strings.Fields(*extra))
 	}
 	ns, err := harness.Cluster(harness.Opts{Bins: []string{bin}, Extra: append([]string{"--log-level", "warn"}, strings.Fields(*extra)...)})
 	if err != nil {

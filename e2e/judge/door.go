@@ -62,11 +62,19 @@ func runDoor(args []string) error {
 	}
 	d := &drill{nodes: ns, stop: make(chan struct{})}
 	r := rand.New(rand.NewSource(*seed))
+	var followers []*follower
+	for _, n := range ns {
+		f, end := follow(n)
+		defer end()
+		followers = append(followers, f)
+	}
 	fmt.Printf("seed %d, %d member(s), %d writers, %d swaps\n", *seed, *members, *writers, *swaps)
 	for i := 0; i < *writers; i++ {
 		d.wg.Add(1)
 		go d.writer(i, *seed*1000+int64(i), 2*time.Millisecond)
 	}
+	d.wg.Add(1)
+	go d.mixer(*seed*1000 + 999)
 	halted := false
 	halt := func() {
 		if !halted {
@@ -93,6 +101,9 @@ func runDoor(args []string) error {
 		hash, compact, err := n.HashAt(rev)
 		if err != nil {
 			return err
+		}
+		if err := followers[swap%len(ns)].agrees(rev, hash); err != nil {
+			return fmt.Errorf("swap %d, before it: %w", swap, err)
 		}
 		before, err := furniture(n)
 		if err != nil {
@@ -128,6 +139,13 @@ func runDoor(args []string) error {
 		if err != nil || h != hash || c != compact {
 			return fmt.Errorf("%s: HashKV at %d is %08x (compacted %d), was %08x (%d): %v", who, rev, h, c, hash, compact, err)
 		}
+		if now, err := n.Revision(); err != nil {
+			return fmt.Errorf("%s: %w", who, err)
+		} else if h, _, err = n.HashAt(now); err != nil {
+			return fmt.Errorf("%s: %w", who, err)
+		} else if err := followers[swap%len(ns)].agrees(now, h); err != nil {
+			return fmt.Errorf("%s: %w", who, err)
+		}
 		after, err := furniture(n)
 		if err != nil || after != before {
 			return fmt.Errorf("%s: leases or users differ: %s (%v)", who, firstDifference(before, after), err)
@@ -151,18 +169,80 @@ func runDoor(args []string) error {
 		}
 	}
 	halt()
-	fmt.Printf("door: %d swaps, %d member(s), acknowledged %d, lost %d, same HashKV, leases and users each time, %v\n", *swaps, *members, len(d.acks)+len(d.incs), lost, time.Since(start).Round(time.Second))
+	rev, err := ns[0].Revision()
+	if err != nil {
+		return err
+	}
+	events, resumes := 0, 0
+	for i, f := range followers {
+		hash, _, err := ns[i].HashAt(rev)
+		if err == nil {
+			err = f.agrees(rev, hash)
+		}
+		if err != nil {
+			return fmt.Errorf("at the end: %s: %w", ns[i].Name, err)
+		}
+		if missing, first := f.lacks(append(d.acks, d.incs...)); missing > 0 {
+			return fmt.Errorf("%s: %d acknowledged writes were not told: %s", ns[i].Name, missing, first)
+		}
+		events, resumes = events+f.events, resumes+f.resumes
+	}
+	fmt.Printf("door: %d swaps, %d member(s), acknowledged %d, lost %d; HashKV each time that of a model made of the watched events; %d events, each once and in order, through %d resumed watches; same leases and users, %v\n",
+		*swaps, *members, len(d.acks)+len(d.incs), lost, events, resumes, time.Since(start).Round(time.Second))
 	if lost > 0 {
 		return errors.New("acknowledged writes are lost")
 	}
 	return nil
 }
 
+// mixer deletes ranges, and writes transactions of several changes and keys with leases.
+func (d *drill) mixer(seed int64) {
+	defer d.wg.Done()
+	r := rand.New(rand.NewSource(seed))
+	key := func() []byte { return []byte(fmt.Sprintf("mixed/%02d", r.Intn(60))) }
+	for !d.stopped() {
+		time.Sleep(time.Duration(r.Int63n(int64(20 * time.Millisecond))))
+		kv := d.nodes[r.Intn(len(d.nodes))].KV()
+		ctx, c := harness.Ctx(opTimeout)
+		var err error
+		switch r.Intn(3) {
+		case 0:
+			from, to := key(), key()
+			_, err = kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: from, RangeEnd: to})
+		case 1:
+			t, used := &pb.TxnRequest{}, map[string]bool{}
+			for i := 0; i < 5; i++ {
+				if k := key(); !used[string(k)] {
+					used[string(k)] = true
+					op := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: k, Value: []byte(fmt.Sprint(i))}}}
+					if r.Intn(3) == 0 {
+						op = &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: k}}}
+					}
+					t.Success = append(t.Success, op)
+				}
+			}
+			_, err = kv.Txn(ctx, t)
+		case 2:
+			_, err = kv.Put(ctx, &pb.PutRequest{Key: key(), Value: make([]byte, r.Intn(2000)), Lease: leaseMixed})
+		}
+		c()
+		if err != nil {
+			d.failed(err)
+		}
+	}
+}
+
+// leaseMixed is the lease of keys that come and go.
+const leaseMixed = 1000
+
 // furnish makes what must stay as it is: leases with keys, users and roles.
 func furnish(n *harness.Node) error {
 	ctx, c := harness.Ctx(20 * time.Second)
 	defer c()
 	lc, ac := pb.NewLeaseClient(n.Conn()), pb.NewAuthClient(n.Conn())
+	if _, err := lc.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: leaseMixed, TTL: 3600}); err != nil {
+		return err
+	}
 	for i := int64(1); i <= 20; i++ {
 		if _, err := lc.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: i, TTL: 3600 + i}); err != nil {
 			return err
