@@ -121,6 +121,7 @@ impl StoreActor {
         let alarms = self.machine.alarms();
         alarm_log::changed(&self.shared.alarms(), &alarms);
         self.shared.publish_alarms(alarms);
+        self.shared.publish_downgrade(self.machine.downgrade());
         if self.machine.auth_reader().revision() != auth_before {
             // Nobody knows whose were made void meanwhile.
             self.provider.change(TokenChange::AllForgotten, self.pace.clock.now());
