@@ -174,8 +174,8 @@ impl World for Outside<'_> {
     }
 }
 
-/// The moment that counts as that of a tick, if one is due: when it should have been, or now if more
-/// than one should.
+/// The moment that counts as that of a tick, if one is due: when it should have been, or now if
+/// more than one should.
 fn tick_due(last: Instant, interval: Duration, now: Instant) -> Option<Instant> {
     let due = last + interval;
     if now + TICK_EARLY_MAX < due {

@@ -272,8 +272,8 @@ impl<A: Archive> Driver<A> {
 
     /// Whether this member leads and was removed. Until it ends it says so to the others with each
     /// heartbeat, as in etcd, but it commits nothing: the crate would look for its own progress and
-    /// panic. Nor does it answer reads, since the crate asks nobody where one voter is left, whoever
-    /// that is.
+    /// panic. Nor does it answer reads, since the crate asks nobody where one voter is left,
+    /// whoever that is.
     fn leads_from_outside(&self) -> bool {
         let raft = &self.raw.raft;
         raft.state == StateRole::Leader && raft.prs().get(self.member.0).is_none()
@@ -610,8 +610,8 @@ mod tests {
         assert_eq!(nodes[0].standing().term, 3);
     }
 
-    /// With proposals on their way, at whose commit the crate would panic: in a message, or not even
-    /// saved.
+    /// With proposals on their way, at whose commit the crate would panic: in a message, or not
+    /// even saved.
     #[test]
     fn a_leader_that_is_removed_goes_on_and_commits_nothing() {
         for unsaved in [false, true] {

@@ -80,9 +80,9 @@ impl<A: Archive> Driver<A> {
         Ok(true)
     }
 
-    /// Writes the newest commit index down, synced whatever is on disk: who the members are must not
-    /// be forgotten by a power cut once somebody has acted on it. One that was removed may be gone
-    /// then, and with it the only vote for a majority of those before.
+    /// Writes the newest commit index down, synced whatever is on disk: who the members are must
+    /// not be forgotten by a power cut once somebody has acted on it. One that was removed may be
+    /// gone then, and with it the only vote for a majority of those before.
     pub fn secure_commit(&mut self, world: &mut impl World) -> Result<(), String> {
         let hard_state = self.hard_state();
         world.save(Some(&hard_state), &[], true)?;

@@ -77,7 +77,8 @@ async fn kills_leave_a_directory_that_an_etcd_would_take() {
         let before = names(&member, "snap", ".snap").pop();
         let dir = member.data_dir();
         eventually("a new snapshot", || names_in(&dir, "snap", ".snap").pop() > before).await;
-        tokio::time::sleep(Duration::from_millis(170 * round)).await;
+        // The log records it a moment after its file is there.
+        tokio::time::sleep(Duration::from_millis(300 + 170 * round)).await;
         member.kill();
         let acknowledged = load.finish().await;
         let (index, newest) = verify(&member);
@@ -138,7 +139,8 @@ async fn a_full_disk_costs_the_checkpoint_and_not_the_member() {
 #[tokio::test]
 async fn released_segments_are_not_missed_when_the_store_is_gone() {
     const VALUE_BYTES: usize = 512 * 1024;
-    let mut member = single(&["--snapshot-count", "50", "--max-wals", "1"]);
+    let few = ["--experimental-snapshot-catchup-entries", "10", "--max-wals", "1"];
+    let mut member = single(&[&["--snapshot-count", "50"], &few[..]].concat());
     member.start("");
     member.ready().await;
     put(&member, "first", 10).await;

@@ -117,9 +117,11 @@ async fn a_member_begins_from_a_database_and_its_log() {
     assert_eq!(member.hash_kv(revision).await.hash, before.hash);
     member.kill();
 
+    // With nothing else to begin from.
     let mut damaged = file.to_vec();
     damaged[3 * 4096 + 8] = 0x40;
     std::fs::write(&database, &damaged).unwrap();
+    std::fs::remove_dir_all(data.join("fjall")).unwrap();
     member.start("");
     assert_eq!(member.ended().await, Some(1));
     assert!(member.log().contains("snap/db: bbolt: page 3: is of unknown kind"));
