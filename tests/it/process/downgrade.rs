@@ -19,7 +19,7 @@ async fn refused(at: &Member, action: DowngradeAction, version: &str) -> (Code, 
 }
 
 #[tokio::test]
-async fn a_downgrade_is_the_clusters_and_outlives_a_kill() {
+async fn a_downgrade_is_the_clusters_and_outlives_a_stop() {
     use DowngradeAction::{Cancel, Enable, Validate};
     let mut members = start(members(3, &[]), "").await;
     let at = leader(&members, &[0, 1, 2]).await;
@@ -36,14 +36,16 @@ async fn a_downgrade_is_the_clusters_and_outlives_a_kill() {
     let under_way = "etcdserver: cluster has a downgrade job in progress".to_owned();
     let under_way = (Code::FailedPrecondition, under_way);
     assert_eq!(refused(&members[2], Validate, "3.4").await, under_way);
-    // Only a member of the target's version may start.
-    members[0].kill();
-    members[0].start("");
-    assert_eq!(members[0].ended().await, Some(1));
+    // Only a member of the target's version may start. A stop writes down what is committed.
+    let gone = (at + 1) % 3;
+    members[gone].signal(Signal::TERM);
+    assert_eq!(members[gone].ended().await, Some(0));
+    members[gone].start("");
+    assert_eq!(members[gone].ended().await, Some(1));
     let refusal = "server version is not allowed to join when downgrade is enabled";
-    assert!(members[0].log().contains(refusal), "{}", members[0].log());
-    assert_eq!(ask(&members[2], Cancel, "").await.unwrap(), "3.5.0");
-    assert_eq!(refused(&members[1], Cancel, "").await, none);
+    assert!(members[gone].log().contains(refusal), "{}", members[gone].log());
+    assert_eq!(ask(&members[(at + 2) % 3], Cancel, "").await.unwrap(), "3.5.0");
+    assert_eq!(refused(&members[at], Cancel, "").await, none);
 }
 
 #[tokio::test]
