@@ -42,15 +42,11 @@ func runBigstore(args []string) error {
 	if err := absolute(server, etcdutl); err != nil {
 		return err
 	}
-	ns, err := harness.Cluster(harness.Opts{Bins: []string{*server}, Extra: []string{"--quota-backend-bytes", "8589934592", "--log-level", "error"}})
+	n, err := harness.Single(harness.Opts{Bins: []string{*server}, Extra: []string{"--quota-backend-bytes", "8589934592", "--log-level", "error"}})
 	if err != nil {
 		return err
 	}
-	n := ns[0]
-	defer harness.StopAll(ns)
-	if err := harness.StartAll(ns, 30*time.Second); err != nil {
-		return err
-	}
+	defer n.End()
 	who := filepath.Base(*server)
 	value := make([]byte, *size)
 	rand.New(rand.NewSource(1)).Read(value)
@@ -92,7 +88,7 @@ func runBigstore(args []string) error {
 	if *etcdutl == "" {
 		return nil
 	}
-	harness.StopAll(ns)
+	n.End()
 	if err := os.RemoveAll(n.Dir); err != nil {
 		return err
 	}

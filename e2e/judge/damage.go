@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -291,6 +292,28 @@ func runDamage(args []string) error {
 	return nil
 }
 
+// put writes a key, and notes it.
+func (h *history) put(ctx context.Context, n *harness.Node, k, v string, lease int64) error {
+	p, err := n.KV().Put(ctx, &pb.PutRequest{Key: []byte(k), Value: []byte(v), Lease: lease})
+	if err != nil {
+		return err
+	}
+	h.rev = p.Header.Revision
+	h.want[k] = ack{k, v, h.rev}
+	return nil
+}
+
+// remove deletes a key, and notes it.
+func (h *history) remove(ctx context.Context, n *harness.Node, k string) error {
+	d, err := n.KV().DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte(k)})
+	if err != nil {
+		return err
+	}
+	delete(h.want, k)
+	h.rev = d.Header.Revision
+	return nil
+}
+
 // makeHistory writes overwrites, deletes, leases and a compaction too, so that
 // a rebuilt store has more to get right than a set of puts.
 func makeHistory(n *harness.Node, puts int, r *rand.Rand) (*history, error) {
@@ -303,25 +326,19 @@ func makeHistory(n *harness.Node, puts int, r *rand.Rand) (*history, error) {
 	for i := 0; i < puts; i++ {
 		k := fmt.Sprintf("d/%05d", r.Intn(puts))
 		if i%17 == 0 {
-			d, err := n.KV().DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte(k)})
-			if err != nil {
+			if err := h.remove(ctx, n, k); err != nil {
 				return nil, err
 			}
-			delete(h.want, k)
-			h.rev = d.Header.Revision
 			continue
 		}
 		v := fmt.Sprintf("%d-%s", i, strings.Repeat("y", r.Intn(300)))
-		q := &pb.PutRequest{Key: []byte(k), Value: []byte(v)}
+		var lease int64
 		if i%11 == 0 {
-			q.Lease = 7
+			lease = 7
 		}
-		p, err := n.KV().Put(ctx, q)
-		if err != nil {
+		if err := h.put(ctx, n, k, v, lease); err != nil {
 			return nil, err
 		}
-		h.rev = p.Header.Revision
-		h.want[k] = ack{k, v, h.rev}
 		if i == puts/2 {
 			if _, err := n.KV().Compact(ctx, &pb.CompactionRequest{Revision: h.rev - int64(puts/4), Physical: true}); err != nil {
 				return nil, err

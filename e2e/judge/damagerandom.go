@@ -113,7 +113,7 @@ func total(m map[string]int) (n int) {
 
 // makePatient makes a directory with snapshots, a checkpoint and, if large, released segments of the log.
 func makePatient(bin string, seed int64, clean, large bool, extra []string) (p patient, err error) {
-	flags := []string{"--snapshot-count", "400", "--max-snapshots", "3", "--log-level", "warn"}
+	flags := []string{"--snapshot-count", "400", "--experimental-snapshot-catchup-entries", "10", "--max-snapshots", "3", "--log-level", "warn"}
 	if large {
 		flags = append(flags, "--max-wals", "2")
 	}
@@ -197,21 +197,15 @@ func moreHistory(n *harness.Node, h *history, puts int, r *rand.Rand) (*history,
 	for i := 0; i < puts; i++ {
 		k := fmt.Sprintf("d/%05d", r.Intn(700))
 		if i%9 == 0 {
-			d, err := n.KV().DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte(k)})
-			if err != nil {
+			if err := h.remove(ctx, n, k); err != nil {
 				return nil, err
 			}
-			delete(h.want, k)
-			h.rev = d.Header.Revision
 			continue
 		}
 		v := fmt.Sprintf("more %d %s", i, strings.Repeat("z", r.Intn(500)))
-		p, err := n.KV().Put(ctx, &pb.PutRequest{Key: []byte(k), Value: []byte(v)})
-		if err != nil {
+		if err := h.put(ctx, n, k, v, 0); err != nil {
 			return nil, err
 		}
-		h.rev = p.Header.Revision
-		h.want[k] = ack{k, v, h.rev}
 	}
 	var err error
 	h.hash, _, err = n.HashAt(h.rev)

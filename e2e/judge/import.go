@@ -39,15 +39,11 @@ func runImport(args []string) error {
 	}
 	// Flags that both servers know.
 	extra := []string{"--snapshot-count", "500", "--max-wals", "1", "--max-snapshots", "1"}
-	ns, err := harness.Cluster(harness.Opts{Bins: []string{*etcd}, Extra: extra})
+	n, err := harness.Single(harness.Opts{Bins: []string{*etcd}, Extra: extra})
 	if err != nil {
 		return err
 	}
-	n := ns[0]
-	defer harness.StopAll(ns)
-	if err := harness.StartAll(ns, 30*time.Second); err != nil {
-		return err
-	}
+	defer n.End()
 	if err := randomHistory(n, rand.New(rand.NewSource(*seed)), 500); err != nil {
 		return err
 	}
@@ -77,11 +73,10 @@ func runImport(args []string) error {
 		if err != nil {
 			return err
 		}
-		n.Kill()
-		n.Close()
+		n.End()
 		n.Bin = bin
 		began := time.Now()
-		if err := harness.StartAll(ns, time.Minute); err != nil {
+		if err := harness.StartAll([]*harness.Node{n}, time.Minute); err != nil {
 			return err
 		}
 		took := time.Since(began)
@@ -159,5 +154,5 @@ func released(n *harness.Node) error {
 			return err
 		}
 	}
-	return errors.New("etcd has released nothing of its log")
+	return errors.New("the server has released nothing of its log")
 }

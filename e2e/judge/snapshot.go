@@ -260,15 +260,11 @@ func firstDifference(a, b string) string {
 
 func snapHistory(t snapTools, seed int64, ops int) error {
 	r := rand.New(rand.NewSource(seed))
-	ns, err := harness.Cluster(harness.Opts{Bins: []string{t.server}, Extra: []string{"--experimental-compaction-batch-limit", "50"}})
+	n, err := harness.Single(harness.Opts{Bins: []string{t.server}, Extra: []string{"--experimental-compaction-batch-limit", "50"}})
 	if err != nil {
 		return err
 	}
-	n := ns[0]
-	defer harness.StopAll(ns)
-	if err := harness.StartAll(ns, 30*time.Second); err != nil {
-		return err
-	}
+	defer n.End()
 	if err := randomHistory(n, r, ops); err != nil {
 		return err
 	}
@@ -503,15 +499,11 @@ func exercise(file string, r *rand.Rand) error {
 
 // snapBig measures a snapshot of a large store, taken by a fast client and beside one that stands still.
 func snapBig(t snapTools, mb, size int) error {
-	ns, err := harness.Cluster(harness.Opts{Bins: []string{t.server}})
+	n, err := harness.Single(harness.Opts{Bins: []string{t.server}})
 	if err != nil {
 		return err
 	}
-	n := ns[0]
-	defer harness.StopAll(ns)
-	if err := harness.StartAll(ns, 30*time.Second); err != nil {
-		return err
-	}
+	defer n.End()
 	value := make([]byte, size)
 	count := int64(mb) << 20 / int64(size)
 	rand.New(rand.NewSource(1)).Read(value)
@@ -611,7 +603,7 @@ func snapBig(t snapTools, mb, size int) error {
 	if grown := peak.Load() - before; grown > 64<<20 {
 		return fmt.Errorf("the server grew by %d MB", grown>>20)
 	}
-	harness.StopAll(ns)
+	n.End()
 	for _, bin := range []string{t.etcd, t.server} {
 		began := time.Now()
 		ms, err := t.restored(file.Name(), bin)

@@ -477,9 +477,30 @@ func StartAll(nodes []*Node, d time.Duration) error {
 // StopAll kills every node and closes its connection.
 func StopAll(nodes []*Node) {
 	for _, n := range nodes {
-		n.Kill()
-		n.Close()
+		n.End()
 	}
+}
+
+// End kills the node and closes its connection.
+func (n *Node) End() {
+	n.Kill()
+	n.Close()
+}
+
+// singleReady is how long the member of Single may take to serve.
+const singleReady = 30 * time.Second
+
+// Single starts a cluster of one.
+func Single(o Opts) (*Node, error) {
+	nodes, err := Cluster(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := StartAll(nodes, singleReady); err != nil {
+		StopAll(nodes)
+		return nil, err
+	}
+	return nodes[0], nil
 }
 
 // HashAt asks one node for its hash at a revision.

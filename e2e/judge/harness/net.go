@@ -33,7 +33,7 @@ type Net struct {
 	mu     sync.Mutex
 	rules  map[[2]string]Rule // (from, to), by member name
 	names  map[string]string  // by member id, hex
-	fronts map[string]*front // by member name
+	fronts map[string]*front  // by member name
 	conns  map[*linkConn]bool
 }
 
